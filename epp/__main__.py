@@ -1,0 +1,39 @@
+"""``epp SUBCOMMAND ...``: hands the arguments to one module of ``epp.cli``; without a subcommand, to ``serve``."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+SUBCOMMANDS = {
+    "serve": "run the endpoint picker (the default: epp --grpc-port 9002 ...)",
+    "demo": "three simulated engines, the picker and a real Envoy on this machine, with load",
+    "engine": "run a simulated vLLM engine",
+    "envoy": "print an Envoy bootstrap for given addresses",
+    "config": "check a configuration file, or show what it amounts to",
+    "plugins": "list the plugins, or print one's manual",
+}
+
+USAGE = "usage: epp [SUBCOMMAND] [OPTIONS]   (epp SUBCOMMAND --help tells more)\n\n" + "\n".join(
+    f"  {name:8} {text}" for name, text in SUBCOMMANDS.items()
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns its exit status: 0 done, 1 failed, 2 wrong usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in SUBCOMMANDS:
+        name = arguments.pop(0)
+    elif arguments and arguments[0] in {"-h", "--help", "help"}:
+        print(USAGE)  # noqa: T201 (a command line prints)
+        return 0
+    elif arguments and arguments[0] and not arguments[0].startswith("-"):
+        print(f"epp: no subcommand {arguments[0]!r}\n\n{USAGE}", file=sys.stderr)  # noqa: T201
+        return 2
+    else:
+        name = "serve"
+    status: int = import_module(f"epp.cli.{name}").main(arguments)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
