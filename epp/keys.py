@@ -1,0 +1,81 @@
+"""The keys of the columns that plugins share: typed, one object per (scope, producer, name), compared by identity.
+
+A pool key names a column of the pool, one value an endpoint. A request key names a column that a producer or a fetcher
+computes for one request. `request_key` and `pool_key` give equal names the same object, so a key is a cheap index.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+Scope = Literal["pool", "request"]
+Source = Literal["metrics", "info"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Key:
+    """The name of a column; made by `pool_key` and `request_key` only.
+
+    Attributes:
+        name: what the column holds, in snake case.
+        scope: "pool" for a column of the pool, "request" for one computed for a request.
+        missing: the value of an endpoint that nobody wrote to; NaN for anything reported by the engine.
+        source: "metrics" for what a scrape reports and what turns NaN when the endpoint missed its own scheduled
+            scrape; "info" for what a scrape reports once and for all, such as the cache's size; None for our own.
+        unit: of the values, for the explanation of a decision.
+        producer: the name of the plugin instance that writes it; "" for the mechanism.
+    """
+
+    name: str
+    scope: Scope
+    missing: float
+    source: Source | None
+    unit: str
+    producer: str = ""
+
+    def __repr__(self) -> str:
+        return f"<{self.scope} key {self.producer + '/' if self.producer else ''}{self.name}>"
+
+
+@cache
+def pool_key(
+    name: str, *, missing: float = 0.0, source: Source | None = None, unit: str = "", producer: str = ""
+) -> Key:
+    """The key of a column of the pool; equal arguments give the same object."""
+    return Key(name, "pool", missing, source, unit, producer)
+
+
+@cache
+def request_key(name: str, producer: str, *, unit: str = "") -> Key:
+    """The key of a column that `producer`, the name of a plugin instance, computes for each request."""
+    return Key(name, "request", float("nan"), None, unit, producer)
+
+
+_NAN = float("nan")
+
+WAITING = pool_key("waiting", missing=_NAN, source="metrics", unit="requests")
+RUNNING = pool_key("running", missing=_NAN, source="metrics", unit="requests")
+KV_USAGE = pool_key("kv_usage", missing=_NAN, source="metrics", unit="fraction")
+ACTIVE_LORAS = pool_key("active_loras", missing=_NAN, source="metrics", unit="adapters")
+WAITING_LORAS = pool_key("waiting_loras", missing=_NAN, source="metrics", unit="adapters")
+MAX_LORAS = pool_key("max_loras", missing=_NAN, source="metrics", unit="adapters")
+CACHE_BLOCK_SIZE = pool_key("cache_block_size", missing=_NAN, source="info", unit="tokens")
+CACHE_BLOCKS = pool_key("cache_blocks", missing=_NAN, source="info", unit="blocks")
+INFLIGHT_REQUESTS = pool_key("inflight_requests", unit="requests")
+INFLIGHT_TOKENS = pool_key("inflight_tokens", unit="tokens")
+
+# The names of the sets an engine reports, for Candidates.has.
+ACTIVE_MODELS = "active_models"
+WAITING_MODELS = "waiting_models"
+
+APPROX_PREFIX_PRODUCER = "approx-prefix-cache-producer"
+
+
+def matched_tokens(producer: str = APPROX_PREFIX_PRODUCER) -> Key:
+    """Prompt tokens at the start of the prompt that the endpoint is believed to hold, by that producer."""
+    return request_key("matched_tokens", producer, unit="tokens")
+
+
+def matchable_tokens(producer: str = APPROX_PREFIX_PRODUCER) -> Key:
+    """Prompt tokens that could match, the same for every endpoint with equal block size, by that producer."""
+    return request_key("matchable_tokens", producer, unit="tokens")

@@ -1,0 +1,314 @@
+"""The SDK: all that a plugin may import.
+
+A plugin is a class with one or more of the methods below; which methods it has says what it is. Its `type` is the name
+of its entry point in the group `epp.plugins`, or the path of its file in the configuration.
+
+    class QueueScorer:
+        \"\"\"Prefers endpoints with fewer waiting requests: 1 for the shortest queue, 0 for the longest, 1 if all equal.\"\"\"
+
+        def score(self, request: Request, c: Candidates) -> Floats:
+            return lower_is_better(c[WAITING])
+
+A class with parameters declares them as a nested pydantic model named `Parameters`, and takes an instance of it as its
+first argument; a class that wants its own name, the clock or randomness takes a `Context` as the argument `context`:
+
+    class MyScorer:
+        class Parameters(epp.plugin.Parameters):
+            threshold: int = 128
+
+        def __init__(self, parameters: Parameters, context: Context) -> None: ...
+
+Between two awaits a decision is one synchronous step. A plugin that raises, takes too long or returns NaN, the wrong
+shape or the wrong type is counted and left out; the request goes on without it.
+"""
+
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+
+from epp.errors import BadRequest
+from epp.keys import (
+    ACTIVE_LORAS,
+    ACTIVE_MODELS,
+    APPROX_PREFIX_PRODUCER,
+    CACHE_BLOCK_SIZE,
+    CACHE_BLOCKS,
+    INFLIGHT_REQUESTS,
+    INFLIGHT_TOKENS,
+    KV_USAGE,
+    MAX_LORAS,
+    RUNNING,
+    WAITING,
+    WAITING_LORAS,
+    WAITING_MODELS,
+    Key,
+    matchable_tokens,
+    matched_tokens,
+    pool_key,
+    request_key,
+)
+from epp.pool import Candidates, Codes, Endpoint, Floats, Ints, Mask, Pick, Pool
+from epp.request import BYTES_PER_TOKEN, Body, Outcome, Request, Usage
+
+__all__ = [
+    "ACTIVE_LORAS",
+    "ACTIVE_MODELS",
+    "APPROX_PREFIX_PRODUCER",
+    "BYTES_PER_TOKEN",
+    "CACHE_BLOCKS",
+    "CACHE_BLOCK_SIZE",
+    "INFLIGHT_REQUESTS",
+    "INFLIGHT_TOKENS",
+    "KV_USAGE",
+    "MAX_LORAS",
+    "RUNNING",
+    "WAITING",
+    "WAITING_LORAS",
+    "WAITING_MODELS",
+    "BadRequest",
+    "Body",
+    "Candidates",
+    "Codes",
+    "Context",
+    "Endpoint",
+    "Filter",
+    "Floats",
+    "Ints",
+    "Key",
+    "Mask",
+    "Observer",
+    "Outcome",
+    "Parameters",
+    "Parser",
+    "Pick",
+    "Picker",
+    "Pool",
+    "Producer",
+    "ProfileHandler",
+    "Request",
+    "ResponseReader",
+    "Run",
+    "Scorer",
+    "Usage",
+    "higher_is_better",
+    "lower_is_better",
+    "matchable_tokens",
+    "matched_tokens",
+    "pool_key",
+    "request_key",
+]
+
+
+class Parameters(BaseModel):
+    """The base of a plugin's parameters: camelCase in the configuration, snake_case in Python, unknown ones refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the mechanism gives to a plugin that asks for it.
+
+    Attributes:
+        name: the name of this instance in the configuration.
+        now: the injected monotonic clock, seconds.
+        random: the injected source of randomness.
+        pool: the pool; for producers that keep something per endpoint and must hear when a slot is void (`watch`).
+    """
+
+    name: str
+    now: Callable[[], float]
+    random: random.Random
+    pool: Pool
+
+
+Run = Callable[..., Pick | None]
+"""run(profile, peer=None): runs a profile by name; None if nobody is left."""
+
+
+@runtime_checkable
+class Filter(Protocol):
+    """Says who may serve the request."""
+
+    def keep(self, request: Request, c: Candidates) -> Mask:
+        """A mask of shape (n,): true for those that stay.
+
+        A filter whose `load_based` attribute is true judges by load: if such filters alone empty the candidates, the
+        answer is 429 instead of 503.
+        """
+        ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Says who should rather serve the request."""
+
+    def score(self, request: Request, c: Candidates) -> Floats:
+        """Points of shape (n,) in [0, 1]; NaN is no points."""
+        ...
+
+
+@runtime_checkable
+class Picker(Protocol):
+    """Chooses by the weighted totals."""
+
+    def pick(self, request: Request, c: Candidates, totals: Floats) -> Sequence[int] | Ints:
+        """Indices into the candidates, best first; the first is the target, others are fallbacks in order."""
+        ...
+
+
+@runtime_checkable
+class ProfileHandler(Protocol):
+    """Says which profiles run, in which order."""
+
+    def decide(self, request: Request, run: Run) -> str | None:
+        """Runs profiles and names the primary one, whose pick is the destination; None if there is none."""
+        ...
+
+
+@runtime_checkable
+class Producer(Protocol):
+    """Computes columns for a request before it is scheduled; pure, no I/O."""
+
+    def produce(self, request: Request, c: Candidates) -> Mapping[Key, Floats]:
+        """Request columns of shape (n,). A class attribute or property `writes` lists the keys."""
+        ...
+
+
+@runtime_checkable
+class Fetcher(Protocol):
+    """Fetches columns for a request from elsewhere: the only I/O of a decision, under a deadline."""
+
+    def fetch(self, request: Request, c: Candidates) -> Awaitable[Mapping[Key, Floats]]:
+        """Request columns of shape (n,)."""
+        ...
+
+
+class Decision(Protocol):
+    """What was decided, as observers see it."""
+
+    @property
+    def primary(self) -> Pick:
+        """The pick whose endpoints are the destination."""
+        ...
+
+    @property
+    def picks(self) -> Mapping[str, Pick]:
+        """The pick of every profile that ran and found somebody, by the profile's name."""
+        ...
+
+
+class Observer(Protocol):
+    """Hears what becomes of requests. A plugin may have any of these methods."""
+
+    def picked(self, request: Request, decision: Decision, c: Candidates) -> None:
+        """The decision is made; `c` are all candidates that it began with. Called before the next decision begins."""
+
+    def response_headers(self, request: Request, decision: Decision) -> Mapping[str, str]:
+        """Headers to set on the response."""
+        ...
+
+    def first_byte(self, request: Request, decision: Decision, now: float) -> None:
+        """The first byte of the response's body has passed (only in body modes that show it)."""
+
+    def done(self, request: Request, decision: Decision, outcome: Outcome, now: float) -> None:
+        """The stream has ended, however; called exactly once."""
+
+
+class ResponseReader(Protocol):
+    """Reads the usage out of one response's body, in pieces split at any byte."""
+
+    def feed(self, data: bytes, *, end: bool) -> None:
+        """The next piece of the body; `end` with the last one."""
+
+    @property
+    def usage(self) -> Usage:
+        """What has been seen so far."""
+        ...
+
+
+@runtime_checkable
+class Parser(Protocol):
+    """Reads requests of one API, by the path's suffix.
+
+    `paths` lists the suffixes that it claims, whole segments such as "chat/completions"; a parser with none is the
+    fallback for every other path.
+    """
+
+    paths: tuple[str, ...]
+
+    def parse(self, path: str, headers: Mapping[str, str], body: bytes) -> Body:
+        """Reads the body.
+
+        Raises:
+            BadRequest: it can't; the message says what is wrong with it.
+        """
+        ...
+
+    def response(self, *, streaming: bool) -> ResponseReader | None:
+        """A reader for one response; None if this API reports no usage."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plugged:
+    """A plugin instance with the names that logs, metrics and explanations call it by."""
+
+    name: str
+    type: str
+    plugin: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Profile:
+    """A scheduling profile: filters in order, scorers with their weights, a picker."""
+
+    name: str
+    filters: tuple[Plugged, ...]
+    scorers: tuple[tuple[Plugged, float], ...]
+    picker: Plugged
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Router:
+    """One configuration, ready to route: immutable, and replaced by one assignment.
+
+    Attributes:
+        profiles: by name.
+        handler: the profile handler.
+        parsers: in order; see `Parser.paths`.
+        fetchers: run before the decision, concurrently.
+        producers: in the order of their dependencies.
+        observers: all plugins with any of `Observer`'s methods.
+        warnings: what the loader wants the operator to know.
+        origin: where the configuration came from, for the start log.
+    """
+
+    profiles: Mapping[str, Profile]
+    handler: Plugged
+    parsers: tuple[Plugged, ...]
+    fetchers: tuple[Plugged, ...] = ()
+    producers: tuple[Plugged, ...] = ()
+    observers: tuple[Plugged, ...] = ()
+    warnings: tuple[str, ...] = ()
+    origin: str = ""
+
+
+def lower_is_better(values: Floats) -> Floats:
+    """(max - x) / (max - min) over the known values, shape (n,); all equal gives 1, NaN stays NaN."""
+    highest, lowest = np.fmax.reduce(values), np.fmin.reduce(values)
+    if not highest > lowest:
+        scores: Floats = np.where(np.isnan(values), np.nan, 1.0)
+        return scores
+    scores = (highest - values) / (highest - lowest)
+    return scores
+
+
+def higher_is_better(values: Floats) -> Floats:
+    """(x - min) / (max - min) over the known values, shape (n,); all equal gives 1, NaN stays NaN."""
+    return lower_is_better(-values)
