@@ -4,7 +4,7 @@ A plugin is a class with one or more of the methods below; which methods it has 
 of its entry point in the group `epp.plugins`, or the path of its file in the configuration.
 
     class QueueScorer:
-        \"\"\"Prefers endpoints with fewer waiting requests: 1 for the shortest queue, 0 for the longest, 1 if all equal.\"\"\"
+        \"\"\"Prefers endpoints with fewer waiting requests: 1 for the shortest queue, 0 for the longest.\"\"\"
 
         def score(self, request: Request, c: Candidates) -> Floats:
             return lower_is_better(c[WAITING])
@@ -303,10 +303,8 @@ def lower_is_better(values: Floats) -> Floats:
     """(max - x) / (max - min) over the known values, shape (n,); all equal gives 1, NaN stays NaN."""
     highest, lowest = np.fmax.reduce(values), np.fmin.reduce(values)
     if not highest > lowest:
-        scores: Floats = np.where(np.isnan(values), np.nan, 1.0)
-        return scores
-    scores = (highest - values) / (highest - lowest)
-    return scores
+        return np.where(np.isnan(values), np.nan, 1.0)
+    return (highest - values) / (highest - lowest)  # type: ignore[no-any-return]
 
 
 def higher_is_better(values: Floats) -> Floats:
