@@ -122,18 +122,16 @@ class Pool:
             if known == endpoint and known.labels == endpoint.labels:
                 return slot
             if known.hostport == endpoint.hostport and known.metrics_port == endpoint.metrics_port:
-                self.endpoints[slot] = endpoint
-                self._changed()
+                self._occupy(slot, endpoint)
                 return slot
             self.remove(endpoint.id)
         if not self._free:
             self._grow()
         slot = self._free.pop()
         self.slots[endpoint.id] = slot
-        self.endpoints[slot] = endpoint
         self.eligible[slot] = True
         self._by_hostport[endpoint.hostport] = slot
-        self._changed()
+        self._occupy(slot, endpoint)
         return slot
 
     def remove(self, endpoint_id: str) -> None:
@@ -142,14 +140,13 @@ class Pool:
         if slot is None:
             return
         endpoint = self.endpoints[slot]
-        self.endpoints[slot] = None
         self.generations[slot] += 1
         self.eligible[slot] = False
         if endpoint is not None and self._by_hostport.get(endpoint.hostport) == slot:
             del self._by_hostport[endpoint.hostport]
         self._clear(slot, reset_own=True)
         self._free.append(slot)
-        self._changed()
+        self._occupy(slot, None)
         for observer in self._observers:
             observer.forget(slot)
 
@@ -179,7 +176,9 @@ class Pool:
             self._order.flags.writeable = False
         return self._order
 
-    def _changed(self) -> None:
+    def _occupy(self, slot: int, endpoint: Endpoint | None) -> None:
+        # A new list each time: decisions keep the old one for their explanation.
+        self.endpoints = [*self.endpoints[:slot], endpoint, *self.endpoints[slot + 1 :]]
         self.version += 1
         self._order = None
         self._derived.clear()
@@ -317,17 +316,21 @@ class Candidates:
     """The endpoints still in play, as compact columns of shape (n,). Arrays are copies and read-only.
 
     `c[KEY]` is a column: NaN where the endpoint never reported it, or missed its own last scheduled scrape. A request
-    key that no producer wrote raises KeyError. `c.peer` is what another profile chose, or None. `c.now` is the injected
-    clock's, in seconds.
+    key that no producer wrote raises KeyError. `c.fresh` tells whose last scheduled scrape has succeeded, `c.ages` how
+    many seconds ago each one's last successful scrape was (NaN for never). `c.peer` is what another profile chose, or
+    None. `c.now` is the injected clock's, in seconds.
     """
 
-    __slots__ = ("_columns", "_pool", "_positions", "_root", "now", "peer", "slots")
+    __slots__ = ("_columns", "_endpoints", "_pool", "_positions", "_root", "ages", "fresh", "now", "peer", "slots")
 
     def __init__(self, pool: Pool, slots: Ints, now: float) -> None:
         self.slots = slots
         self.now = now
+        self.fresh: Mask = pool.fresh_until[slots] >= now
+        self.ages: Floats = now - pool.updated[slots]
         self.peer: Pick | None = None
         self._pool = pool
+        self._endpoints = pool.endpoints
         self._root = self
         self._positions: Ints | None = None
         self._columns: dict[Key, Floats] = {}
@@ -356,26 +359,14 @@ class Candidates:
         return column
 
     @property
-    def fresh(self) -> Mask:
-        """Whether the endpoint's last scheduled scrape has succeeded."""
-        fresh: Mask = self._pool.fresh_until[self.slots] >= self.now
-        return fresh
-
-    @property
     def read(self) -> Mapping[Key, Floats]:
         """What has been read or produced so far, over the endpoints that this decision began with."""
         return self._root._columns  # noqa: SLF001 (its own class)
 
     @property
-    def ages(self) -> Floats:
-        """Seconds since each endpoint's last successful scrape, shape (n,); NaN for never."""
-        ages: Floats = self.now - self._pool.updated[self.slots]
-        return ages
-
-    @property
     def endpoints(self) -> Sequence[Endpoint]:
         """The endpoints themselves: for names and addresses; a loop over them is slow in a large pool."""
-        found = [self._pool.endpoints[slot] for slot in self.slots]
+        found = [self._endpoints[slot] for slot in self.slots]
         return [endpoint for endpoint in found if endpoint is not None]
 
     def label(self, name: str) -> Codes:
@@ -416,14 +407,15 @@ class Candidates:
     def narrow(self, mask: Mask, peer: Pick | None = None) -> "Candidates":
         """Those for whom the mask is true, as candidates of their own."""
         positions = np.flatnonzero(mask)
-        child = Candidates(self._pool, self.slots[positions], self.now)
-        child.peer = peer or self.peer
-        child._root = self._root
+        child = Candidates.__new__(Candidates)
+        child.slots, child.now, child.peer = self.slots[positions], self.now, peer or self.peer
+        child.fresh, child.ages = self.fresh[positions], self.ages[positions]
+        child._pool, child._endpoints, child._root, child._columns = self._pool, self._endpoints, self._root, {}
         child._positions = positions if self._positions is None else self._positions[positions]
         return child
 
     def pick(self, profile: str, order: Sequence[int], score: float) -> Pick:
         """The pick of these indices, best first."""
         slots = tuple(int(self.slots[index]) for index in order)
-        endpoints = tuple(e for e in (self._pool.endpoints[slot] for slot in slots) if e is not None)
+        endpoints = tuple(e for e in (self._endpoints[slot] for slot in slots) if e is not None)
         return Pick(profile, slots, endpoints, score)
