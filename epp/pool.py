@@ -361,7 +361,7 @@ class Candidates:
     @property
     def read(self) -> Mapping[Key, Floats]:
         """What has been read or produced so far, over the endpoints that this decision began with."""
-        return self._root._columns  # noqa: SLF001 (its own class)
+        return self._root._columns
 
     @property
     def endpoints(self) -> Sequence[Endpoint]:
