@@ -1,0 +1,97 @@
+"""The HTTP filters in front of the router: stripping what clients must not set, and asking the picker."""
+
+from typing import Any
+
+from epp.envoy.options import EnvoyOptions
+
+DESTINATION = "x-gateway-destination-endpoint"
+METADATA = "envoy.lb"
+SUBSET_HINT = "envoy.lb.subset_hint"
+PICKER_CLUSTER = "picker"
+
+ROUTING_HEADERS = (
+    "x-prefiller-host-port",
+    "x-encoder-hosts-ports",
+    "x-data-parallel-host-port",
+    "x-kv-cache-source-host-port",
+)
+"""Addresses that engines and sidecars follow; like every header that begins with DESTINATION, the picker's to set."""
+
+_MODES = {
+    "standalone": ("SEND", "BUFFERED", "SKIP", "SEND", "NONE", "SEND"),
+    "full-duplex": ("SEND", "FULL_DUPLEX_STREAMED", "SEND", "SEND", "FULL_DUPLEX_STREAMED", "SEND"),
+    "original-dst": ("SEND", "FULL_DUPLEX_STREAMED", "SEND", "SEND", "FULL_DUPLEX_STREAMED", "SEND"),
+}
+_MODE_FIELDS = (
+    "request_header_mode",
+    "request_body_mode",
+    "request_trailer_mode",
+    "response_header_mode",
+    "response_body_mode",
+    "response_trailer_mode",
+)
+_NO_BODIES = {
+    "request_body_mode": "NONE",
+    "request_trailer_mode": "SKIP",
+    "response_body_mode": "NONE",
+    "response_trailer_mode": "SKIP",
+}
+
+
+def typed(name: str, **fields: Any) -> dict[str, Any]:
+    """The body of a `typed_config`: the message's full name and its fields."""
+    return {"@type": f"type.googleapis.com/{name}", **fields}
+
+
+def processing_mode(options: EnvoyOptions) -> dict[str, str]:
+    """What is sent to the picker: the mode's own settings, with what the options replace."""
+    own = dict(zip(_MODE_FIELDS, _MODES[options.mode], strict=True))
+    return {field: getattr(options, field) or value for field, value in own.items()}
+
+
+def http_filters(options: EnvoyOptions) -> list[dict[str, Any]]:
+    """The chain of an ordinary request."""
+    return [_strip_routing_headers(), ext_proc(_exchange(options, processing_mode(options))), router()]
+
+
+def upgrade_filters(options: EnvoyOptions) -> list[dict[str, Any]]:
+    """The chain of a WebSocket: its body never ends, so the picker decides on the headers."""
+    headers_only = processing_mode(options) | _NO_BODIES
+    return [_strip_routing_headers(), ext_proc(_exchange(options, headers_only)), router()]
+
+
+def ext_proc(fields: dict[str, Any]) -> dict[str, Any]:
+    """The filter that asks the picker."""
+    name = "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor"
+    return {"name": "envoy.filters.http.ext_proc", "typed_config": typed(name, **fields)}
+
+
+def router() -> dict[str, Any]:
+    """The last filter, which sends the request on."""
+    name = "envoy.extensions.filters.http.router.v3.Router"
+    return {"name": "envoy.filters.http.router", "typed_config": typed(name, suppress_envoy_headers=True)}
+
+
+def _strip_routing_headers() -> dict[str, Any]:
+    by_prefix = [{"remove_on_match": {"key_matcher": {"prefix": DESTINATION, "ignore_case": True}}}]
+    by_name = [{"remove": name} for name in ROUTING_HEADERS]
+    name = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
+    mutations = {"request_mutations": by_prefix + by_name}
+    return {"name": "envoy.filters.http.header_mutation", "typed_config": typed(name, mutations=mutations)}
+
+
+def _exchange(options: EnvoyOptions, mode: dict[str, str]) -> dict[str, Any]:
+    return {
+        "grpc_service": {"envoy_grpc": {"cluster_name": PICKER_CLUSTER}},
+        "failure_mode_allow": options.failure_mode_allow,
+        "status_on_error": {"code": "ServiceUnavailable"},
+        "message_timeout": f"{options.message_timeout:g}s",
+        "max_message_timeout": f"{options.queue_timeout:g}s",
+        "processing_mode": mode,
+        "allow_mode_override": True,
+        "response_attributes": ["upstream.address", "response.flags", "response.code_details"],
+        "metadata_options": {
+            "forwarding_namespaces": {"untyped": [METADATA, SUBSET_HINT]},
+            "receiving_namespaces": {"untyped": [METADATA]},
+        },
+    }
