@@ -1,0 +1,135 @@
+"""The values that pass between the codec and the session: what Envoy said, and what to answer. No protobuf, no I/O."""
+
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+from epp.errors import RequestError
+
+
+class BodyMode(IntEnum):
+    """How a body reaches the processor; the values of Envoy's `ProcessingMode.BodySendMode`."""
+
+    NONE = 0
+    STREAMED = 1
+    BUFFERED = 2
+    BUFFERED_PARTIAL = 3
+    FULL_DUPLEX_STREAMED = 4
+    GRPC = 5
+
+
+class Modes(NamedTuple):
+    """The body modes in force, as the first message of a stream announces them."""
+
+    request: BodyMode
+    response: BodyMode
+
+
+class RequestHeaders(NamedTuple):
+    """The request's headers: names in lower case, of several with one name the last. `end`: there is no body."""
+
+    headers: dict[str, str]
+    end: bool
+    modes: Modes | None = None
+    subset: Sequence[str] | None = None
+
+
+class RequestBody(NamedTuple):
+    """A piece of the request's body. `bare` and `compressed` are the GRPC mode's flags, to be given back."""
+
+    data: bytes
+    end: bool
+    subset: Sequence[str] | None = None
+    bare: bool = False
+    compressed: bool = False
+
+
+class RequestTrailers(NamedTuple):
+    """The request ends in trailers."""
+
+    subset: Sequence[str] | None = None
+
+
+class ResponseHeaders(NamedTuple):
+    """The response's headers. `served_by` is the endpoint that Envoy says it came from, `flags` its response flags."""
+
+    headers: dict[str, str]
+    end: bool
+    served_by: str | None = None
+    flags: str | None = None
+    modes: Modes | None = None
+
+
+class ResponseBody(NamedTuple):
+    """A piece of the response's body."""
+
+    data: bytes
+    end: bool
+    bare: bool = False
+    compressed: bool = False
+
+
+class ResponseTrailers(NamedTuple):
+    """The response ends in trailers."""
+
+
+Event = RequestHeaders | RequestBody | RequestTrailers | ResponseHeaders | ResponseBody | ResponseTrailers
+
+
+class Arrival(NamedTuple):
+    """A request that is whole, or as much of it as the body mode shows.
+
+    Attributes:
+        headers: as in `RequestHeaders`.
+        body: the body; None where the mode doesn't show it, b"" if there is none.
+        subset: the endpoints (`ip` or `ip:port`) that Envoy allows; None for all.
+        partial: the body may be cut off (BUFFERED_PARTIAL).
+    """
+
+    headers: Mapping[str, str]
+    body: bytes | None
+    subset: Sequence[str] | None
+    partial: bool = False
+
+
+class Answer(NamedTuple):
+    """Where a request goes: what its headers and metadata say from now on."""
+
+    destination: str
+    set_headers: tuple[tuple[str, str], ...] = ()
+    scores: Mapping[str, float] | None = None
+
+
+class Route(NamedTuple):
+    """Answers the request's headers, or in BUFFERED mode its body, with the destination; `phase` as in `Continue`."""
+
+    phase: str
+    answer: Answer
+    remove: tuple[str, ...]
+
+
+class Continue(NamedTuple):
+    """Lets a message pass: `phase` is the name of the answer's field, such as "response_headers"."""
+
+    phase: str
+    set_headers: tuple[tuple[str, str], ...] = ()
+
+
+class Piece(NamedTuple):
+    """Gives a piece of a body back in FULL_DUPLEX_STREAMED or GRPC mode; `phase` as in `Continue`."""
+
+    phase: str
+    data: bytes
+    end: bool
+    bare: bool = False
+    compressed: bool = False
+
+
+class Immediate(NamedTuple):
+    """Answers the client at once; the stream is over."""
+
+    error: RequestError
+    request_id: str
+
+
+Reply = Route | Continue | Piece | Immediate
