@@ -100,6 +100,7 @@ class Pool:
         self._by_hostport: dict[str, int] = {}
         self._order: Ints | None = None
         self._observers: list[PoolObserver] = []
+        self._listeners: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -150,6 +151,17 @@ class Pool:
         for observer in self._observers:
             observer.forget(slot)
 
+    def rename(self, endpoint_id: str, endpoint: Endpoint) -> int:
+        """Gives an endpoint another name, and labels, at the same address: it keeps its slot; the slot.
+
+        Raises:
+            KeyError: there is no endpoint of that id.
+        """
+        slot = self.slots.pop(endpoint_id)
+        self.slots[endpoint.id] = slot
+        self._occupy(slot, endpoint)
+        return slot
+
     def restarted(self, slot: int) -> None:
         """The endpoint has started anew: its cache is empty, what it reported is void; what is in flight will end."""
         self._clear(slot, reset_own=False)
@@ -164,6 +176,15 @@ class Pool:
         """The reverse of `watch`; unknown observers are a no-op."""
         if observer in self._observers:
             self._observers.remove(observer)
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Calls the listener, which must not change the pool, after every change of the membership from now on."""
+        self._listeners.append(listener)
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        """The reverse of `listen`; unknown listeners are a no-op."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
 
     def slot_at(self, hostport: str) -> int | None:
         """The slot of the endpoint at `ip:port`."""
@@ -183,6 +204,8 @@ class Pool:
         self._order = None
         self._derived.clear()
         self._labels.clear()
+        for listener in self._listeners:
+            listener()
 
     def _clear(self, slot: int, *, reset_own: bool) -> None:
         self.fresh_until[slot] = -np.inf
@@ -234,6 +257,10 @@ class Pool:
                 column[slot] = values[key]
         self.updated[slot] = now
         self.fresh_until[slot] = fresh_until
+
+    def stale(self, slot: int) -> None:
+        """What the endpoint's last scrape said counts no longer as current."""
+        self.fresh_until[slot] = -np.inf
 
     def write_set(self, slot: int, name: str, members: Iterable[str]) -> None:
         """Enters which members of a set, such as LoRA adapters, the endpoint has."""
