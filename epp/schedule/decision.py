@@ -13,18 +13,22 @@ class Stage:
 
     Attributes:
         profile: the profile that ran.
+        started: the candidates that it began with.
         kept: each filter that ran with the candidates that it left.
         candidates: who was left to be scored.
         raw: what each scorer said, shape (scorers, n); rows of plugins that failed are NaN.
+        counted: `raw` as it entered the totals, clamped to [0, 1].
         stood_in: the scorers for which the in-flight counts stood in, because nobody had fresh metrics.
         totals: the weighted sums as the picker saw them, shape (n,).
         pick: None if nobody was left.
     """
 
     profile: Profile
+    started: Candidates
     candidates: Candidates
     kept: list[tuple[Plugged, Candidates]] = field(default_factory=list)
     raw: Floats | None = None
+    counted: Floats | None = None
     stood_in: tuple[int, ...] = ()
     totals: Floats | None = None
     pick: Pick | None = None

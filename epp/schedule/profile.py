@@ -18,9 +18,9 @@ from epp.schedule.guard import Guard
 
 def run_profile(profile: Profile, request: Request, candidates: Candidates, peer: Pick | None, guard: Guard) -> Stage:
     """Runs a profile over the candidates; the stage's pick is None if its filters left nobody."""
-    stage = Stage(profile, candidates)
     if peer is not None:
-        stage.candidates = candidates.narrow(np.ones(len(candidates), dtype=bool), peer)
+        candidates = candidates.narrow(np.ones(len(candidates), dtype=bool), peer)
+    stage = Stage(profile, candidates, candidates)
     for plugged in profile.filters:
         mask = _mask(guard, plugged, request, stage.candidates)
         if mask is not None and not mask.all():
@@ -52,10 +52,10 @@ def _score(stage: Stage, request: Request, guard: Guard) -> None:
         if scores is not None:
             _enter(raw, row, scores, plugged, c, guard)
     stage.raw = raw
-    counted = _stand_in(stage, raw)
-    weights = np.array([weight for _, weight in scorers])
     # fmax takes the number where the other is NaN: no points for an unknown score.
-    stage.totals = weights @ np.fmin(np.fmax(counted, 0.0), 1.0)
+    stage.counted = np.fmin(np.fmax(_stand_in(stage, raw), 0.0), 1.0)
+    weights = np.array([weight for _, weight in scorers])
+    stage.totals = weights @ stage.counted
     _demote_stale(stage, float(np.abs(weights).sum()))
 
 

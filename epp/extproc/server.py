@@ -1,0 +1,114 @@
+"""The gRPC service: one coroutine a stream, which feeds messages to the session and sends what the session returns."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import grpc
+from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
+from google.protobuf.message import DecodeError
+
+from epp.errors import Internal, RequestError
+from epp.extproc.codec import decode, encode
+from epp.extproc.events import Answer, Arrival, Continue, Event, Modes, Reply, ResponseBody, ResponseHeaders
+from epp.extproc.session import Phase, ProtocolError, Session
+
+SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+
+Ending = Literal["ended", "cancelled", "failed", "refused"]
+"""How a stream ended: Envoy closed it, Envoy or the client broke it off, a fault on it, or we answered the client."""
+
+
+class Exchange(Protocol):
+    """One request's way through the picker, as the server drives it."""
+
+    def route(self, arrival: Arrival) -> Awaitable[Answer]:
+        """Decides where the request goes, or raises RequestError."""
+        ...
+
+    def refused(self, error: RequestError) -> str:
+        """Notes that the client gets this error; the request's id."""
+        ...
+
+    def response_headers(self, event: ResponseHeaders) -> Sequence[tuple[str, str]]:
+        """Notes the response's headers; headers to set on it."""
+        ...
+
+    def response_body(self, event: ResponseBody) -> None:
+        """Notes a piece of the response's body."""
+        ...
+
+    def close(self, ending: Ending, *, complete: bool) -> None:
+        """The stream has ended; `complete` if the response's end was seen. Called exactly once."""
+        ...
+
+
+class ExternalProcessor:
+    """Serves `Process` streams.
+
+    Args:
+        open_exchange: makes the exchange of a new stream.
+        default: the body modes of a data plane that announces none.
+        limit: the most bytes of a request's body.
+        crashed: told of an exception that is a fault of ours; the stream ends, nothing else does.
+    """
+
+    def __init__(
+        self, open_exchange: Callable[[], Exchange], default: Modes, limit: int, crashed: Callable[[Exception], None]
+    ) -> None:
+        self._open = open_exchange
+        self._default = default
+        self._limit = limit
+        self._crashed = crashed
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What to add to a grpc.aio server. Replies are encoded by the codec, so there is no serializer."""
+        method = grpc.stream_stream_rpc_method_handler(
+            self.process, request_deserializer=ProcessingRequest.FromString, response_serializer=None
+        )
+        return grpc.method_handlers_generic_handler(SERVICE, {"Process": method})
+
+    async def process(self, _: object, context: Any) -> None:
+        """One stream, from its first message to its end."""
+        session, exchange = Session(self._default, self._limit), self._open()
+        ending: Ending = "cancelled"  # unless it comes to a better end: cancellation may strike at any await
+        try:
+            while (message := await context.read()) is not grpc.aio.EOF:
+                for reply in await self._replies(session, exchange, decode(message)):
+                    await context.write(encode(reply))
+                if session.phase is Phase.REFUSED:
+                    ending = "refused"
+                    return
+            ending = "ended"
+        except (ProtocolError, DecodeError, ValueError) as error:
+            ending = "failed"
+            # Never OK: under full duplex that would silently lose the pieces that are with the processor.
+            await context.abort(grpc.StatusCode.INTERNAL, str(error))
+        finally:
+            exchange.close(ending, complete=session.response_ended)
+
+    async def _replies(self, session: Session, exchange: Exchange, event: Event) -> Sequence[Reply]:
+        try:
+            replies = session.receive(event)
+            if session.arrival is not None:
+                return [*replies, *session.answer(await exchange.route(session.arrival))]
+        except RequestError as error:
+            return (session.refuse(error, exchange.refused(error)),)
+        except (ProtocolError, asyncio.CancelledError):
+            raise
+        except Exception as error:  # noqa: BLE001 (a fault of ours: counted, and the client is told)
+            self._crashed(error)
+            fault = Internal("the endpoint picker failed; its log says why")
+            return (session.refuse(fault, exchange.refused(fault)),)
+        return self._noted(exchange, event, replies)
+
+    def _noted(self, exchange: Exchange, event: Event, replies: Sequence[Reply]) -> Sequence[Reply]:
+        try:
+            if isinstance(event, ResponseBody):
+                exchange.response_body(event)
+            elif isinstance(event, ResponseHeaders):
+                added = exchange.response_headers(event)
+                return (Continue("response_headers", tuple(added)),) if added else replies
+        except Exception as error:  # noqa: BLE001 (a response passes whatever we make of it)
+            self._crashed(error)
+        return replies

@@ -1,0 +1,1 @@
+"""Seeing it: metrics, logs, decisions and the guard around plugin calls."""

@@ -1,0 +1,60 @@
+"""The metrics port: `/metrics` for Prometheus, `/debug/...` for people and the demo."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from epp.observe.decisions import Decisions
+
+LATEST = 20
+"""How many decisions `/debug/decisions` shows unless `?limit=` says otherwise."""
+
+
+def application(
+    registry: CollectorRegistry, decisions: Decisions, states: Mapping[str, Callable[[], Any]]
+) -> web.Application:
+    """The HTTP application.
+
+    Args:
+        registry: what `/metrics` exposes.
+        decisions: what `/debug/decisions` and `/debug/decisions/<request id>` show.
+        states: further pages below `/debug/`, by name: a function that gives plain data.
+    """
+
+    async def metrics(request: web.Request) -> web.Response:
+        encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+        return web.Response(body=encoder(registry), headers={"content-type": content_type})
+
+    async def latest(request: web.Request) -> web.Response:
+        limit = request.query.get("limit", "")
+        return _json(decisions.latest(int(limit) if limit.isdigit() else LATEST))
+
+    async def one(request: web.Request) -> web.Response:
+        found = decisions.find(request.match_info["id"])
+        if found is None:
+            message = f"no decision is kept for request id {request.match_info['id']!r}; only the latest are"
+            return _json({"error": {"message": message}}, status=404)
+        return _json(found)
+
+    app = web.Application()
+    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/debug/decisions", latest)
+    app.router.add_get("/debug/decisions/{id:.+}", one)
+    for name, state in states.items():
+        app.router.add_get(f"/debug/{name}", _page(state))
+    return app
+
+
+def _page(state: Callable[[], Any]) -> Callable[[web.Request], Any]:
+    async def page(_: web.Request) -> web.Response:
+        return _json(state())
+
+    return page
+
+
+def _json(data: Any, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(data), status=status, content_type="application/json")

@@ -1,0 +1,41 @@
+"""What is noted of one request while it passes, for the metrics, the log and the explanation."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from epp.errors import RequestError
+from epp.request import Outcome
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """One request; it never refers to the request's text.
+
+    Attributes:
+        id: `x-request-id`; several records may share it.
+        wall: when it arrived, seconds since the epoch.
+        started: when it arrived, on the monotonic clock.
+        model: the model that the client names; "" if none or not yet known.
+        size: bytes of the request's body; None if the body mode doesn't show it.
+        decision: None until there is one.
+        decided_in: seconds that the decision took.
+        processed_in: seconds from the arrival to the replies.
+        matched: the prompt tokens that the pick is believed to hold; None if nobody keeps an index.
+        matchable: the prompt tokens that could match.
+        error: what the client was told if we refused it.
+    """
+
+    id: str
+    wall: float
+    started: float
+    model: str = ""
+    fairness_id: str = "default-flow"
+    priority: int = 0
+    size: int | None = None
+    decision: Any = None
+    decided_in: float | None = None
+    processed_in: float | None = None
+    matched: float | None = None
+    matchable: float | None = None
+    error: RequestError | None = None
+    outcome: Outcome = field(default_factory=Outcome)
