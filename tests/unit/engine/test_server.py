@@ -1,0 +1,486 @@
+"""The simulated vLLM over real HTTP: what it answers, how it streams, how it fails, what its page says."""
+
+import asyncio
+import base64
+import io
+import json
+import signal
+import struct
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from epp.engine.options import EngineOptions
+from epp.engine.server import EngineServer
+
+DATA = Path(__file__).parents[4] / "shared" / "data"
+DEADLINE = 10.0
+FOREVER = 1e9  # as a time factor: the first step never ends
+CHAT = "/v1/chat/completions"
+
+
+def captured(name: str) -> str:
+    """A capture of a real vLLM."""
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"no captures of a real vLLM: {name} is not in ../shared/data")
+    return path.read_text()
+
+
+def hello(**options: Any) -> dict[str, Any]:
+    """The body of a chat of 11 tokens and an answer of 4."""
+    content = "Tell me about the sea, please."
+    return {"messages": [{"role": "user", "content": content}], "max_tokens": 4, "ignore_eos": True, **options}
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[EngineServer]:
+    async with EngineServer(EngineOptions(loras=("poet", "clerk"), max_model_len=2048)) as server:
+        yield server
+
+
+@pytest.fixture
+async def http(engine: EngineServer) -> AsyncIterator[aiohttp.ClientSession]:
+    async with client(engine) as session:
+        yield session
+
+
+def client(engine: EngineServer) -> aiohttp.ClientSession:
+    """A client whose every request has a deadline."""
+    return aiohttp.ClientSession(f"http://{engine.address}", timeout=aiohttp.ClientTimeout(total=DEADLINE))
+
+
+async def post(http: aiohttp.ClientSession, path: str, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+    """A request that must succeed, answered in one piece."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with http.post(path, json=body, headers=named) as response:
+        assert response.status == 200, await response.text()
+        answer: dict[str, Any] = await response.json()
+        return answer
+
+
+async def events(response: aiohttp.ClientResponse) -> list[str]:
+    """The data of the server-sent events of a stream."""
+    text = (await response.read()).decode()
+    assert text.endswith("\n\n")
+    assert all(event.startswith("data: ") for event in text.split("\n\n")[:-1])
+    return [event.removeprefix("data: ") for event in text.split("\n\n")[:-1]]
+
+
+async def families(http: aiohttp.ClientSession) -> dict[str, Metric]:
+    """The engine's page, parsed by the reference implementation."""
+    async with http.get("/metrics") as response:
+        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        return {family.name: family for family in text_string_to_metric_families(await response.text())}
+
+
+def values(family: Metric) -> dict[str, float]:
+    """The samples of a family by name and labels other than those common to all."""
+    common = {"engine", "model_name", "le"}
+    return {
+        ",".join([sample.name, *(v for k, v in sample.labels.items() if k not in common)]): sample.value
+        for sample in family.samples
+        if "le" not in sample.labels
+    }
+
+
+async def test_chat_in_one_piece(http: aiohttp.ClientSession) -> None:
+    answer = await post(http, CHAT, hello(), x_request_id="my-id")
+    assert (answer["id"], answer["object"], answer["model"]) == ("chatcmpl-my-id", "chat.completion", "llama-8b")
+    (choice,) = answer["choices"]
+    assert choice["message"]["role"] == "assistant"
+    assert len(choice["message"]["content"]) == 4 * 4
+    assert choice["finish_reason"] == "length"
+    assert answer["usage"] == {
+        "prompt_tokens": 11,
+        "completion_tokens": 4,
+        "total_tokens": 15,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+
+
+async def test_completion_in_one_piece(http: aiohttp.ClientSession) -> None:
+    answer = await post(http, "/v1/completions", {"prompt": "x" * 40, "ignore_eos": True})
+    assert answer["object"] == "text_completion"
+    assert answer["usage"]["prompt_tokens"] == 10
+    assert answer["usage"]["completion_tokens"] == 16, "OpenAI's default"
+    assert len(answer["choices"][0]["text"]) == 16 * 4
+
+
+async def test_the_same_prompt_gets_the_same_answer(http: aiohttp.ClientSession) -> None:
+    first, second = [(await post(http, CHAT, hello()))["choices"] for _ in range(2)]
+    assert first == second
+
+
+async def test_a_stream_has_the_chunks_of_a_real_vllm(http: aiohttp.ClientSession) -> None:
+    real = [event.removeprefix("data: ") for event in captured("vllm-0.32-stream.txt").split("\n\n") if event]
+    async with http.post(CHAT, json=hello(stream=True, stream_options={"include_usage": True})) as response:
+        assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        ours = await events(response)
+    assert real[-1] == ours[-1] == "[DONE]"
+    for theirs, mine in ((real[0], ours[0]), (real[1], ours[1]), (real[-3], ours[-3])):
+        assert _shape(json.loads(mine)) == _shape(json.loads(theirs))
+    usage = json.loads(ours[-2])
+    details = usage["usage"].pop("prompt_tokens_details")
+    assert _shape(usage) == _shape(json.loads(real[-2]))
+    assert details == {"cached_tokens": 0}
+
+
+def _shape(value: Any) -> Any:
+    """A JSON value's keys in order, and its types."""
+    if isinstance(value, dict):
+        return [(key, _shape(item)) for key, item in value.items()]
+    if isinstance(value, list):
+        return [_shape(item) for item in value]
+    return type(value).__name__
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+async def test_a_stream_adds_up_to_the_answer_in_one_piece(http: aiohttp.ClientSession, path: str) -> None:
+    body = hello() if path == CHAT else {"prompt": "abcdefgh", "max_tokens": 5, "ignore_eos": True}
+    (choice,) = (await post(http, path, body))["choices"]
+    async with http.post(path, json={**body, "stream": True}) as response:
+        *chunks, done = await events(response)
+    choices = [json.loads(chunk)["choices"][0] for chunk in chunks]
+    streamed = "".join(c["delta"]["content"] if path == CHAT else c["text"] for c in choices)
+    assert streamed == (choice["message"]["content"] if path == CHAT else choice["text"])
+    assert [c["finish_reason"] for c in choices] == [None] * (len(choices) - 1) + ["length"]
+    assert done == "[DONE]"
+
+
+async def test_an_answer_that_ends_itself(http: aiohttp.ClientSession) -> None:
+    """Without a limit the answer's own length holds; its last token is the end of the message and has no text."""
+    answer = await post(http, CHAT, hello(max_tokens=None, ignore_eos=False))
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert len(choice["message"]["content"]) == 4 * (answer["usage"]["completion_tokens"] - 1)
+
+
+async def test_the_next_turn_finds_this_turn_in_the_cache(http: aiohttp.ClientSession) -> None:
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "x" * 200}]
+    cached = []
+    for _ in range(3):
+        answer = await post(http, CHAT, {"messages": messages, "max_tokens": 32})
+        used = answer["usage"]
+        cached.append(used["prompt_tokens_details"]["cached_tokens"])
+        computed = used["total_tokens"] - 1
+        messages += [answer["choices"][0]["message"], {"role": "user", "content": "y" * 40}]
+        expected = computed // 16 * 16
+    answer = await post(http, CHAT, {"messages": messages, "max_tokens": 1})
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == expected
+    assert cached[0] == 0 < cached[1] < cached[2]
+
+
+async def test_headers_of_a_stream_come_before_the_first_token() -> None:
+    async with (
+        EngineServer(EngineOptions(time_factor=FOREVER)) as engine,
+        client(engine) as http,
+        http.post(CHAT, json=hello(stream=True)) as response,
+    ):
+        assert response.status == 200
+        assert len(engine.model.running) == 1
+        assert engine.metrics.generation_tokens == 0
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_client_that_goes_away_aborts_its_request(streamed: bool) -> None:
+    async with EngineServer(EngineOptions(time_factor=FOREVER)) as engine, client(engine) as http:
+        call = asyncio.create_task(_read(http, hello(stream=streamed)))
+        await _until(http, running=1)
+        call.cancel()
+        await asyncio.wait_for(engine.drained(), DEADLINE)
+        assert len(engine.model) == engine.model.pool.used == 0
+        assert engine.metrics.finished["abort"] == 1
+
+
+async def _read(http: aiohttp.ClientSession, body: dict[str, Any]) -> bytes:
+    async with http.post(CHAT, json=body) as response:
+        return await response.read()
+
+
+async def _until(http: aiohttp.ClientSession, running: int, waiting: int = 0) -> dict[str, Metric]:
+    """Asks for the page until that many requests run and wait; returns that page."""
+    expected = {"vllm:num_requests_running": running, "vllm:num_requests_waiting": waiting}
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            page = await families(http)
+            if values(page["vllm:num_requests_running"]) | values(page["vllm:num_requests_waiting"]) == expected:
+                return page
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        pytest.param(CHAT, b"{", 400, "truncated", id="not JSON"),
+        pytest.param(CHAT, b"\xff", 400, "", id="not UTF-8"),
+        pytest.param(CHAT, b'{"model": "llama-8b"}', 400, "messages", id="no messages"),
+        pytest.param(CHAT, b'{"messages": []}', 400, "messages", id="empty messages"),
+        pytest.param(CHAT, hello(model="gpt"), 404, "The model `gpt` does not exist", id="unknown model"),
+        pytest.param(CHAT, hello(max_tokens=0), 400, "max_tokens", id="no tokens"),
+        pytest.param(CHAT, hello(max_tokens="4"), 400, "max_tokens", id="tokens as text"),
+        pytest.param(CHAT, hello(max_tokens=2038), 400, "2048", id="longer than the context"),
+        pytest.param(CHAT, hello(max_completion_tokens=2038), 400, "2048", id="the same by its newer name"),
+        pytest.param(CHAT, hello(n=2), 400, "n must be 1", id="several answers"),
+        pytest.param("/v1/completions", {"prompt": ["a", "b"]}, 400, "one prompt", id="several prompts"),
+        pytest.param("/v1/completions", {"prompt": ""}, 400, "empty", id="empty prompt"),
+        pytest.param("/v1/completions", {"prompt": [-1]}, 400, "token ids", id="negative token"),
+        pytest.param("/v1/completions", {"prompt": [{"a": 1}]}, 400, "token ids", id="prompt of objects"),
+        pytest.param("/v1/embeddings", {"input": "x" * 9000}, 400, "2048", id="input longer than the context"),
+        pytest.param("/v1/embeddings", {"input": "x", "model": "gpt"}, 404, "gpt", id="unknown model to embed"),
+    ],
+)
+async def test_refusals(
+    http: aiohttp.ClientSession, path: str, body: dict[str, Any] | bytes, status: int, words: str
+) -> None:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    async with http.post(path, data=raw) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["code"]) == (status, status)
+    assert error["type"] == {400: "BadRequestError", 404: "NotFoundError"}[status]
+    assert words in error["message"]
+
+
+async def test_the_longest_request_that_fits(http: aiohttp.ClientSession) -> None:
+    answer = await post(http, "/v1/completions", {"prompt": "x" * 2047 * 4, "max_tokens": 1})
+    assert answer["usage"]["total_tokens"] == 2048
+
+
+async def test_a_body_of_megabytes_is_read(http: aiohttp.ClientSession) -> None:
+    body = io.BytesIO(json.dumps(hello(user="x" * 5_000_000)).encode())
+    async with http.post(CHAT, data=body) as response:
+        assert response.status == 200
+
+
+async def test_token_ids_are_a_prompt(http: aiohttp.ClientSession) -> None:
+    answer = await post(http, "/v1/completions", {"prompt": [[1, 2, 3]], "max_tokens": 1})
+    assert answer["usage"]["prompt_tokens"] == 3
+
+
+async def test_a_failure_asked_for_by_header(http: aiohttp.ClientSession) -> None:
+    async with http.post(CHAT, json=hello(), headers={"x-sim-fail": "429"}) as response:
+        assert response.status == 429
+        assert (await response.json())["error"]["type"] == "RateLimitError"
+
+
+@pytest.mark.parametrize("header", ["x-sim-fail", "x-sim-die-after"])
+async def test_a_header_that_is_no_number_is_refused(http: aiohttp.ClientSession, header: str) -> None:
+    async with http.post(CHAT, json=hello(), headers={header: "often"}) as response:
+        assert response.status == 400
+        assert header in (await response.json())["error"]["message"]
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+async def test_a_connection_cut_in_a_stream(http: aiohttp.ClientSession, engine: EngineServer, after: int) -> None:
+    async with http.post(CHAT, json=hello(stream=True), headers={"x-sim-die-after": str(after)}) as response:
+        received = bytearray()
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await _collect(response, received)
+    assert received.count(b"data: ") == after
+    await asyncio.wait_for(engine.drained(), DEADLINE)
+
+
+async def _collect(response: aiohttp.ClientResponse, received: bytearray) -> None:
+    async for piece in response.content.iter_any():
+        received += piece
+
+
+async def test_a_connection_cut_in_place_of_an_answer(http: aiohttp.ClientSession) -> None:
+    with pytest.raises(aiohttp.ServerDisconnectedError):
+        await post(http, CHAT, hello(), x_sim_die_after="5")
+
+
+@pytest.mark.parametrize(("rate", "statuses"), [(0.0, {200}), (0.5, {200, 500}), (1.0, {500})])
+async def test_failures_by_chance(rate: float, statuses: set[int]) -> None:
+    seen = set()
+    async with EngineServer(EngineOptions(failure_rate=rate)) as engine, client(engine) as http:
+        for _ in range(20):
+            async with http.post(CHAT, json=hello(max_tokens=1)) as response:
+                seen.add(response.status)
+    assert seen == statuses
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+async def test_embeddings(http: aiohttp.ClientSession, encoding: str) -> None:
+    body = {"input": ["the sea", "the sun", "the sea"], "encoding_format": encoding}
+    answer = await post(http, "/v1/embeddings", body)
+    assert answer["usage"] == {"prompt_tokens": 6, "total_tokens": 6}
+    vectors = [item["embedding"] for item in answer["data"]]
+    if encoding == "base64":
+        vectors = [struct.unpack("<384f", base64.b64decode(vector)) for vector in vectors]
+    assert vectors[0] == vectors[2] != vectors[1]
+    assert sum(x * x for x in vectors[0]) == pytest.approx(1.0)
+
+
+async def test_models(http: aiohttp.ClientSession) -> None:
+    async with http.get("/v1/models") as response:
+        cards = (await response.json())["data"]
+    assert [(card["id"], card["parent"]) for card in cards] == [
+        ("llama-8b", None),
+        ("poet", "llama-8b"),
+        ("clerk", "llama-8b"),
+    ]
+
+
+async def test_a_connection_is_kept_for_many_requests(engine: EngineServer) -> None:
+    connector = aiohttp.TCPConnector(limit=1)
+    trace = aiohttp.TraceConfig()
+    created = []
+
+    async def on_create(*args: object) -> None:
+        created.append(args)
+
+    trace.on_connection_create_end.append(on_create)
+    async with aiohttp.ClientSession(f"http://{engine.address}", connector=connector, trace_configs=[trace]) as http:
+        for streamed in (True, False, True):
+            await _read(http, hello(stream=streamed))
+    assert len(created) == 1
+
+
+async def test_the_page_is_a_subset_of_a_real_one(http: aiohttp.ClientSession) -> None:
+    """Each family has the real type, its samples the real label names, its histograms the real buckets."""
+    real = {f.name: f for f in text_string_to_metric_families(captured("vllm-0.32-metrics-loaded.txt"))}
+    ours = await families(http)
+    assert ours.keys() - real.keys() == {"vllm:lora_requests_info"}, "served only with adapters, which the real lacked"
+    for name in ours.keys() & real.keys():
+        assert ours[name].type == real[name].type, name
+        if name == "vllm:cache_config_info":
+            (sample,), (theirs,) = ours[name].samples, real[name].samples
+            assert sample.labels.keys() <= theirs.labels.keys()
+            continue
+        assert _series(ours[name]) == _series(real[name])
+
+
+def _series(family: Metric) -> set[tuple[str, ...]]:
+    """The family's samples by name, label names, and the values of those labels that are the same everywhere."""
+    own = {"le", "source", "finished_reason", "engine"}
+    return {
+        (sample.name, *sorted(f"{k}={v if k in own else '*'}" for k, v in sample.labels.items()))
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+async def test_the_page_counts_what_happened(http: aiohttp.ClientSession) -> None:
+    body = {"prompt": "x" * 4 * 40, "max_tokens": 3, "ignore_eos": True}
+    for _ in range(2):
+        await post(http, "/v1/completions", body)
+    page = await families(http)
+    assert values(page["vllm:prefix_cache_queries"]) == {"vllm:prefix_cache_queries_total": 80}
+    assert values(page["vllm:prefix_cache_hits"]) == {"vllm:prefix_cache_hits_total": 32}
+    assert values(page["vllm:prompt_tokens"]) == {"vllm:prompt_tokens_total": 80}
+    assert values(page["vllm:generation_tokens"]) == {"vllm:generation_tokens_total": 6}
+    by_source = values(page["vllm:prompt_tokens_by_source"])
+    assert by_source["vllm:prompt_tokens_by_source_total,local_compute"] == 48
+    assert by_source["vllm:prompt_tokens_by_source_total,local_cache_hit"] == 32
+    assert values(page["vllm:request_success"])["vllm:request_success_total,length"] == 2
+    counts = {name: values(page[f"vllm:{name}"])[f"vllm:{name}_count"] for name in HISTOGRAMS}
+    assert counts == {name: (4 if name == "inter_token_latency_seconds" else 2) for name in HISTOGRAMS}
+    assert values(page["vllm:request_prompt_tokens"])["vllm:request_prompt_tokens_sum"] == 80
+
+
+HISTOGRAMS = (
+    "time_to_first_token_seconds",
+    "inter_token_latency_seconds",
+    "e2e_request_latency_seconds",
+    "request_queue_time_seconds",
+    "request_prompt_tokens",
+    "request_generation_tokens",
+)
+
+
+async def test_the_page_shows_the_queues_and_the_cache() -> None:
+    options = EngineOptions(time_factor=FOREVER, max_num_seqs=2, blocks=100, block_size=8, loras=('a"b',))
+    async with EngineServer(options) as engine, client(engine) as http:
+        calls = [asyncio.create_task(_read(http, hello(stream=True, model=m))) for m in ("llama-8b", 'a"b', 'a"b')]
+        page = await _until(http, running=2, waiting=1)
+        assert values(page["vllm:kv_cache_usage_perc"]) == {"vllm:kv_cache_usage_perc": 0.04}
+        (sample,) = page["vllm:cache_config_info"].samples
+        assert sample.labels == {"block_size": "8", "num_gpu_blocks": "100", "engine": "0"}
+        (sample,) = page["vllm:lora_requests_info"].samples
+        assert sample.labels == {
+            "max_lora": "1",
+            "running_lora_adapters": 'a"b',
+            "waiting_lora_adapters": 'a"b',
+        }
+        for call in calls:
+            call.cancel()
+        await asyncio.wait_for(engine.drained(), DEADLINE)
+
+
+async def test_closing_lets_running_requests_end() -> None:
+    async with EngineServer(EngineOptions(grace=DEADLINE)) as engine, client(engine) as http:
+        response = await http.post(CHAT, json=hello(stream=True, max_tokens=50))
+        assert len(engine.model) == 1
+        closing = asyncio.create_task(engine.__aexit__(None, None, None))
+        assert (await events(response))[-1] == "[DONE]"
+        await asyncio.wait_for(closing, DEADLINE)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_closing_cuts_what_does_not_end(streamed: bool) -> None:
+    engine = EngineServer(EngineOptions(time_factor=FOREVER))
+    async with client(await engine.__aenter__()) as http:
+        call = asyncio.create_task(_status_and_body(http, hello(stream=streamed)))
+        await _until(http, running=1)
+        await asyncio.wait_for(engine.__aexit__(None, None, None), DEADLINE)
+        if streamed:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await call
+        else:
+            assert (await call)[0] == 503
+
+
+async def _status_and_body(http: aiohttp.ClientSession, body: dict[str, Any]) -> tuple[int, bytes]:
+    async with http.post(CHAT, json=body) as response:
+        return response.status, await response.read()
+
+
+async def test_health(http: aiohttp.ClientSession) -> None:
+    async with http.get("/health") as response:
+        assert response.status == 200
+
+
+async def test_a_taken_port_is_an_error_that_leaves_nothing_behind(engine: EngineServer) -> None:
+    port = int(engine.address.rpartition(":")[2])
+    with pytest.raises(OSError, match="address already in use"):
+        await EngineServer(EngineOptions(port=port)).__aenter__()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        pytest.param(EngineOptions(profile="huge"), "no profile 'huge'; there are tiny", id="no such profile"),
+        pytest.param(EngineOptions(blocks=4, max_model_len=65), "more than the 64 tokens", id="context too long"),
+    ],
+)
+def test_options_that_cannot_be(options: EngineOptions, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        EngineServer(options)
+
+
+def test_a_small_cache_shortens_the_context() -> None:
+    assert EngineServer(EngineOptions(blocks=10)).model.config.max_model_len == 160
+
+
+async def test_the_command_runs_until_sigterm() -> None:
+    arguments = ["-m", "epp", "engine", "--port", "0", "--model", "tiny-lama", "--blocks", "64", "--lora", "a", "b"]
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            line = (await process.stdout.readline()).decode()
+            address = line.rpartition("http://")[2].strip()
+            async with aiohttp.ClientSession(f"http://{address}") as http:
+                assert (await post(http, CHAT, hello(model="b")))["model"] == "b"
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
