@@ -53,6 +53,7 @@ from epp.keys import (
     request_key,
 )
 from epp.pool import Candidates, Codes, Endpoint, Floats, Ints, Mask, Pick, Pool
+from epp.prefix import Chain, Hasher, PrefixIndex
 from epp.request import BYTES_PER_TOKEN, Body, Outcome, Request, Usage
 
 __all__ = [
@@ -73,11 +74,13 @@ __all__ = [
     "BadRequest",
     "Body",
     "Candidates",
+    "Chain",
     "Codes",
     "Context",
     "Endpoint",
     "Filter",
     "Floats",
+    "Hasher",
     "Ints",
     "Key",
     "Mask",
@@ -88,6 +91,7 @@ __all__ = [
     "Pick",
     "Picker",
     "Pool",
+    "PrefixIndex",
     "Producer",
     "ProfileHandler",
     "Request",

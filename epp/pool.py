@@ -190,6 +190,16 @@ class Pool:
         """The slot of the endpoint at `ip:port`."""
         return self._by_hostport.get(hostport)
 
+    def within(self, subset: Sequence[str]) -> list[int]:
+        """The slots of the endpoints that a subset hint names: by `ip:port`, or by `ip` for all ports of it."""
+        slots = [self.slot_at(member) for member in subset]
+        found = [slot for slot in slots if slot is not None]
+        hosts = {member for member, slot in zip(subset, slots, strict=True) if slot is None}
+        if hosts:
+            named = [(slot, self.endpoints[slot]) for slot in self.slots.values()]
+            found += [slot for slot, e in named if e is not None and (e.address in hosts or e.host in hosts)]
+        return found
+
     def all_slots(self) -> Ints:
         """The slots in use, in the order in which endpoints came; a cached array that must not be changed."""
         if self._order is None:

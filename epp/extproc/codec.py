@@ -32,6 +32,9 @@ SUBSET_KEY = "x-gateway-destination-endpoint-subset"
 LB_NAMESPACE = "envoy.lb"
 SERVED_KEY = "x-gateway-destination-endpoint-served"
 SCORES_KEY = "x-gateway-destination-endpoint-scores"
+CONNECTION_FAILURE = 0x20
+"""The bit of Envoy's `response.flags` that its access log shows as UF."""
+
 DROPPED_HEADER = "x-llm-d-request-dropped-reason"
 
 
@@ -90,21 +93,25 @@ def _request_trailers(message: ProcessingRequest) -> Event:
 
 
 def _response_headers(message: ProcessingRequest) -> Event:
-    headers = message.response_headers
-    served, flags = _attribute(message, "upstream.address"), _attribute(message, "response.flags")
+    headers, modes = message.response_headers, _modes(message)
+    served, unreachable = _attributes(message)
     if message.HasField("metadata_context"):
         reported = message.metadata_context.filter_metadata.get(LB_NAMESPACE)
         if reported is not None and SERVED_KEY in reported.fields:
             served = reported.fields[SERVED_KEY].string_value or served
-    return ResponseHeaders(_headers(headers), headers.end_of_stream, served, flags, _modes(message))
+    return ResponseHeaders(_headers(headers), headers.end_of_stream, served, unreachable, modes)
 
 
-def _attribute(message: ProcessingRequest, name: str) -> str | None:
+def _attributes(message: ProcessingRequest) -> tuple[str | None, bool]:
+    """The endpoint that answered, and whether the connection failed, where the filter asks for these attributes."""
+    served, unreachable = None, False
     for attributes in message.attributes.values():
-        if name in attributes.fields:
-            value = attributes.fields[name]
-            return value.string_value or str(int(value.number_value))
-    return None
+        fields = attributes.fields
+        if "upstream.address" in fields:
+            served = fields["upstream.address"].string_value or None
+        if "response.flags" in fields:
+            unreachable = bool(int(fields["response.flags"].number_value) & CONNECTION_FAILURE)
+    return (None if unreachable else served), unreachable
 
 
 def _response_body(message: ProcessingRequest) -> Event:

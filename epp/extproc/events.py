@@ -51,12 +51,17 @@ class RequestTrailers(NamedTuple):
 
 
 class ResponseHeaders(NamedTuple):
-    """The response's headers. `served_by` is the endpoint that Envoy says it came from, `flags` its response flags."""
+    """The response's headers.
+
+    Attributes:
+        served_by: `ip:port` of the endpoint that they came from, if Envoy says so.
+        unreachable: Envoy answers itself, since it could not connect to the endpoint.
+    """
 
     headers: dict[str, str]
     end: bool
     served_by: str | None = None
-    flags: str | None = None
+    unreachable: bool = False
     modes: Modes | None = None
 
 

@@ -1,7 +1,8 @@
 """Scheduling: a profile is filters, then weighted scores, then a pick. Synchronous and pure but for the plugins."""
 
 from epp.schedule.decision import Decision, Stage
+from epp.schedule.fetch import enter_fetched, fetch
 from epp.schedule.guard import Guard, Unguarded
 from epp.schedule.scheduler import decide, produce
 
-__all__ = ["Decision", "Guard", "Stage", "Unguarded", "decide", "produce"]
+__all__ = ["Decision", "Guard", "Stage", "Unguarded", "decide", "enter_fetched", "fetch", "produce"]

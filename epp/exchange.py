@@ -1,0 +1,247 @@
+"""One request's life beside its path: what it was charged, what its response showed, how it ended."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+
+from epp.errors import RequestError
+from epp.extproc.events import Answer, Arrival, ResponseBody, ResponseHeaders
+from epp.extproc.server import Ending
+from epp.observe.decisions import Decisions
+from epp.observe.guard import TimingGuard
+from epp.observe.logs import RequestLog
+from epp.observe.metrics import Metrics, RequestSeries
+from epp.observe.record import Record
+from epp.plugin import Body, Pick, Request, ResponseReader
+from epp.pool import Leg
+from epp.schedule import Decision
+
+if TYPE_CHECKING:
+    from epp.pipeline import Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whom to tell what the responses say about the endpoints; both take `ip:port`."""
+
+    connection_failed: Callable[[str], None] = lambda _: None
+    suspected: Callable[[str], None] = lambda _: None
+
+
+@dataclass(slots=True)
+class Observability:
+    """Where what happens is noted."""
+
+    metrics: Metrics
+    decisions: Decisions
+    requests: RequestLog
+    guard: TimingGuard
+
+
+class Exchange:
+    """One request's life: what it was charged, what its response showed; `close` settles it exactly once."""
+
+    __slots__ = (
+        "_encoded",
+        "_last",
+        "_legs",
+        "_pipeline",
+        "_reader",
+        "_series",
+        "has_id",
+        "record",
+        "request",
+        "router",
+    )
+
+    def __init__(self, pipeline: "Pipeline") -> None:
+        self.router = pipeline.router
+        self.record = Record("", pipeline.wall(), pipeline.now())
+        self.request: Request | None = None
+        self.has_id = False
+        self._encoded = False
+        self._pipeline = pipeline
+        self._legs: list[Leg] = []
+        self._series: RequestSeries | None = None
+        self._reader: ResponseReader | None = None
+        self._last: float | None = None
+        pipeline.observe.metrics.streams_inflight.inc()
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.record.id!r}: {len(self._legs)} legs in flight>"
+
+    async def route(self, arrival: Arrival) -> Answer:
+        """Decides where the request goes; see `Pipeline.route`."""
+        given = arrival.headers.get("x-request-id", "")
+        self.has_id = bool(given)
+        self.record.id = given or str(uuid4())
+        answer = await self._pipeline.route(self, arrival)
+        self.record.processed_in = self._pipeline.now() - self.record.started
+        self._series = self._pipeline.observe.metrics.routed(self.record)
+        self._pipeline.observe.decisions.keep(self.record)
+        return answer
+
+    # --- what the path notes
+
+    def note_request(self, request: Request) -> Request:
+        """Notes what was read; keeps it without its prompts, since a stream may be open for an hour."""
+        record, body = self.record, request.body
+        record.model, record.fairness_id, record.priority = body.model, request.fairness_id, request.priority
+        record.size = request.size if request.parser else None
+        light = Body(body.model, (), body.cache_salt, body.stream, body.max_tokens)
+        self.request = replace(request, body=light)
+        return request
+
+    def note_decision(self, decision: Decision, started: float) -> Decision:
+        """Notes what was decided, also where nobody was found."""
+        self.record.decision = decision
+        self.record.decided_in = self._pipeline.now() - started
+        return decision
+
+    def charge(self, decision: Decision, request: Request) -> None:
+        """Charges every pick to its first endpoint; its tokens are those that the endpoint is not known to hold."""
+        tokens, c = request.prompt_tokens, decision.candidates
+        known = {key.name: column for key, column in c.read.items() if key.scope == "request"}
+        for pick in decision.picks.values():
+            index = int(np.flatnonzero(c.slots == pick.slots[0])[0])
+            matched = _at(known, "matched_tokens", index)
+            uncached = max(tokens - (matched or 0.0), 0.0)
+            self._legs.append(self._pipeline.pool.charge(pick.slots[0], 1.0, uncached))
+            if pick.profile == decision.handler_result:
+                self.record.matched = matched
+                self.record.matchable = _at(known, "matchable_tokens", index)
+
+    # --- what the server notes
+
+    def refused(self, error: RequestError) -> str:
+        """Notes that the client gets this error; the request's id."""
+        self.record.id = self.record.id or str(uuid4())
+        self.record.error = error
+        if self._series is None:
+            self._pipeline.observe.decisions.keep(self.record)
+        self._pipeline.observe.metrics.refused(self.record)
+        return self.record.id
+
+    def response_headers(self, event: ResponseHeaders) -> Sequence[tuple[str, str]]:
+        """Notes the response's headers; headers to set on it."""
+        outcome, headers = self.record.outcome, event.headers
+        status = headers.get(":status", "")
+        outcome.status = int(status) if status.isdigit() else None
+        outcome.streaming = "text/event-stream" in headers.get("content-type", "")
+        self._encoded = headers.get("content-encoding", "identity") != "identity"
+        decision = self.record.decision
+        if decision is None or decision.found() is None:
+            return ()
+        self._served(event, decision.primary)
+        return self._ask_observers(decision)
+
+    def _ask_observers(self, decision: Decision) -> list[tuple[str, str]]:
+        added: list[tuple[str, str]] = []
+        guard = self._pipeline.observe.guard
+        for plugged in self.router.observers:
+            if hasattr(plugged.plugin, "response_headers"):
+                ask = plugged.plugin.response_headers
+                found = guard.call("ResponseReceived", plugged, ask, self.request, decision)
+                added += (found or {}).items()
+        return added
+
+    def _served(self, event: ResponseHeaders, pick: Pick) -> None:
+        """Learns from Envoy who really answered: a pick that was passed over has refused the connection."""
+        health, target = self._pipeline.health, pick.endpoints[0].hostport
+        if event.unreachable or (event.served_by is not None and event.served_by != target):
+            health.connection_failed(target)
+        elif self.record.outcome.status == 503:
+            health.suspected(target)
+        if event.served_by is None:
+            return
+        self.record.outcome.served_by = event.served_by
+        slot = self._pipeline.pool.slot_at(event.served_by)
+        if slot is not None and slot != pick.slots[0]:
+            self._move(pick.slots[0], slot)
+
+    def _move(self, passed_over: int, served: int) -> None:
+        pool = self._pipeline.pool
+        for index, leg in enumerate(self._legs):
+            if leg.slot == passed_over:
+                requests, tokens = leg.requests, leg.tokens
+                pool.release(leg)
+                self._legs[index] = pool.charge(served, requests, tokens)
+
+    def response_body(self, event: ResponseBody) -> None:
+        """Notes a piece of the response's body."""
+        outcome, now = self.record.outcome, self._pipeline.now()
+        if outcome.response_bytes is None:
+            outcome.response_bytes = 0
+            self._reader = self._new_reader()
+        outcome.response_bytes += len(event.data)
+        if event.data:
+            if self._last is None:
+                self._first_byte(now)
+            elif outcome.streaming and self._series is not None:
+                self._series.itl.observe(now - self._last)
+            self._last = now
+        if self._reader is not None:
+            self._reader.feed(event.data, end=event.end)
+
+    def _new_reader(self) -> ResponseReader | None:
+        if self._encoded or self.request is None:
+            return None
+        for plugged in self.router.parsers:
+            if plugged.name == self.request.parser:
+                reader: ResponseReader | None = plugged.plugin.response(streaming=bool(self.record.outcome.streaming))
+                return reader
+        return None
+
+    def _first_byte(self, now: float) -> None:
+        record = self.record
+        record.outcome.first_byte = now - record.started
+        for leg in self._legs:
+            self._pipeline.pool.release(leg, tokens_only=True)  # the prompt has been computed
+        if self._series is not None:
+            self._series.ttft("true" if record.outcome.streaming else "false").observe(record.outcome.first_byte)
+        if record.decision is not None and record.decision.found() is not None:
+            self._tell("first_byte", now)
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        for plugged in self.router.observers:
+            if hasattr(plugged.plugin, method):
+                told, decision = getattr(plugged.plugin, method), self.record.decision
+                self._pipeline.observe.guard.call("ResponseComplete", plugged, told, self.request, decision, *arguments)
+
+    def close(self, ending: Ending, *, complete: bool) -> None:
+        """The stream has ended, however: settles what was charged and notes the end. Called exactly once."""
+        pipeline, record, outcome = self._pipeline, self.record, self.record.outcome
+        now = pipeline.now()
+        for leg in self._legs:
+            pipeline.pool.release(leg)
+        outcome.duration = now - record.started
+        outcome.cause = self._cause(ending, complete=complete)
+        if self._reader is not None:
+            outcome.usage = self._reader.usage
+        pipeline.observe.metrics.stream_ended(_CODES[ending], outcome.duration)
+        if self._series is not None:
+            pipeline.observe.metrics.finished(record, self._series)
+            self._tell("done", outcome, now)
+        if record.id:
+            pipeline.observe.requests.write(record)
+
+    def _cause(self, ending: Ending, *, complete: bool) -> str | None:
+        if ending == "refused":
+            return "refused"
+        if ending == "cancelled":
+            return "client-gone"
+        if complete:
+            return "done"
+        # Envoy closes in the same way whatever happened; only a body that we follow tells that its end is missing.
+        return "cut" if ending == "failed" or self.record.outcome.response_bytes is not None else None
+
+
+_CODES: Mapping[Ending, str] = {"ended": "OK", "refused": "OK", "cancelled": "Canceled", "failed": "Internal"}
+
+
+def _at(columns: Mapping[str, Any], name: str, index: int) -> float | None:
+    column = columns.get(name)
+    return None if column is None or np.isnan(column[index]) else float(column[index])

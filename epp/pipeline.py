@@ -1,0 +1,113 @@
+"""The request's path: one function, `Pipeline.route`; and what its response tells, until the stream ends.
+
+    headers, body -> Request -> candidates -> producers -> profiles -> Decision -> charged, noted, answered
+
+Everything between I/O is one synchronous step: no request is judged on what another one has changed meanwhile.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from epp.errors import ResourceExhausted, ServiceUnavailable
+from epp.exchange import Exchange, Health, Observability
+from epp.extproc.events import Answer, Arrival
+from epp.plugin import Candidates, Pick, Router
+from epp.pool import Pool
+from epp.reading import read
+from epp.schedule import Decision, decide, enter_fetched, fetch, produce
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How requests are treated, as the command line says.
+
+    Attributes:
+        llm_d_status_codes: answer 429 wherever llm-d does, also where no endpoint fits the request.
+        use_subset: honour the data plane's subset hint.
+        emit_scores: publish every candidate's score in the dynamic metadata.
+    """
+
+    llm_d_status_codes: bool = False
+    use_subset: bool = True
+    emit_scores: bool = False
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """Joins the parts. `router` is the configuration in force: immutable, replaced by one assignment."""
+
+    pool: Pool
+    router: Router
+    observe: Observability
+    now: Callable[[], float]
+    wall: Callable[[], float]
+    options: Options = Options()
+    health: Health = field(default_factory=Health)
+
+    async def route(self, exchange: Exchange, arrival: Arrival) -> Answer:
+        """The way of a request, from its arrival to its answer.
+
+        Raises:
+            RequestError: the client gets an error of ours.
+        """
+        router, guard = exchange.router, self.observe.guard
+        request = exchange.note_request(read(router, arrival, exchange.record.id))
+        candidates = self._candidates(arrival)
+        if router.fetchers:
+            fetched = await fetch(router, request, candidates, guard)
+            candidates = enter_fetched(fetched, candidates, self._candidates(arrival), guard)
+        started = self.now()
+        produce(router, request, candidates, guard)
+        decision = exchange.note_decision(decide(router, request, candidates, guard), started)
+        pick = self._primary(decision)
+        exchange.charge(decision, request)
+        for plugged in router.observers:
+            if hasattr(plugged.plugin, "picked"):
+                guard.call("PreRequest", plugged, plugged.plugin.picked, request, decision, candidates)
+        return self._answer(exchange, pick)
+
+    def open(self) -> Exchange:
+        """A new stream's exchange."""
+        return Exchange(self)
+
+    def _candidates(self, arrival: Arrival) -> Candidates:
+        pool = self.pool
+        slots = pool.all_slots()
+        slots = slots[pool.eligible[slots]]
+        if arrival.subset is not None and self.options.use_subset:
+            slots = slots[np.isin(slots, pool.within(arrival.subset))]
+        if not len(slots):
+            raise ServiceUnavailable(self._nobody(arrival), reason="rejected-no-endpoints")
+        return Candidates(pool, slots, self.now())
+
+    def _nobody(self, arrival: Arrival) -> str:
+        if not len(self.pool):
+            return "there is no model server: the pool is empty"
+        if not self.pool.eligible.any():
+            return f"none of the {len(self.pool)} model servers can be reached"
+        named = ", ".join(arrival.subset or ()) or "nobody"
+        return f"none of the model servers that the data plane allows ({named}) can be reached"
+
+    def _primary(self, decision: Decision) -> Pick:
+        pick = decision.found()
+        if pick is not None:
+            return pick
+        emptied = decision.emptied_by()
+        name = emptied.name if emptied is not None else decision.handler_result
+        message = f"no endpoints available for the given request: {name!r} has left none"
+        load_based = emptied is not None and getattr(emptied.plugin, "load_based", False)
+        if load_based or self.options.llm_d_status_codes:
+            raise ResourceExhausted(message, reason="rejected-saturated")
+        raise ServiceUnavailable(message, reason="rejected-no-endpoints")
+
+    def _answer(self, exchange: Exchange, pick: Pick) -> Answer:
+        added = () if exchange.has_id else (("x-request-id", exchange.record.id),)
+        return Answer(pick.destination, added, self._scores(exchange) if self.options.emit_scores else None)
+
+    def _scores(self, exchange: Exchange) -> Mapping[str, float]:
+        decision = exchange.record.decision
+        stage = next(s for s in decision.stages if s.profile.name == decision.handler_result)
+        hostports = [endpoint.hostport for endpoint in stage.candidates.endpoints]
+        return dict(zip(hostports, map(float, stage.totals), strict=True))

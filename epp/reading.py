@@ -1,0 +1,70 @@
+"""Headers and body into a `Request`, by the parser that claims the path. Pure."""
+
+from collections.abc import Iterable, Mapping
+
+from epp.errors import BadRequest
+from epp.extproc.events import Arrival
+from epp.plugin import Body, Plugged, Request, Router
+
+
+def read(router: Router, arrival: Arrival, request_id: str) -> Request:
+    """Turns headers and body into a request; a body that the mode doesn't show is scheduled by load.
+
+    Raises:
+        BadRequest: no parser claims the path, or the parser can't read the body.
+    """
+    headers = arrival.headers
+    path = path_of(headers)
+    body, size, name = Body(), 0, ""
+    if arrival.body:
+        parser = parser_for(router.parsers, path)
+        body, size, name = _parsed(parser, path, arrival), len(arrival.body), parser.name
+    return Request(
+        id=request_id,
+        path=path,
+        headers=headers,
+        body=body,
+        size=size,
+        parser=name,
+        objective=_first(headers, "x-llm-d-inference-objective", "x-gateway-inference-objective"),
+        fairness_id=_first(headers, "x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
+        or "default-flow",
+    )
+
+
+def _parsed(parser: Plugged, path: str, arrival: Arrival) -> Body:
+    try:
+        body: Body = parser.plugin.parse(path, arrival.headers, arrival.body)
+    except BadRequest:
+        if arrival.partial:
+            return Body()
+        raise
+    return body
+
+
+def _first(headers: Mapping[str, str], *names: str) -> str:
+    return next((headers[name] for name in names if headers.get(name)), "")
+
+
+def path_of(headers: Mapping[str, str]) -> str:
+    """The URL's path without the query; the names that gateways keep it under when they rewrite it come later."""
+    path = _first(headers, ":path", "x-original-path", "x-forwarded-path") or "/v1/completions"
+    return path.partition("?")[0].rstrip("/")
+
+
+def parser_for(parsers: Iterable[Plugged], path: str) -> Plugged:
+    """The parser with the longest suffix that the path ends with, at a segment's boundary; else the fallback.
+
+    Raises:
+        BadRequest: there is neither.
+    """
+    best, length = None, -1
+    for parser in parsers:
+        suffixes = parser.plugin.paths
+        matching = [len(suffix) for suffix in suffixes if path == suffix or path.endswith("/" + suffix)]
+        longest = max(matching, default=-1) if suffixes else 0
+        if longest > length:
+            best, length = parser, longest
+    if best is None:
+        raise BadRequest(f"no parser registered matching path suffix for: {path}")
+    return best
