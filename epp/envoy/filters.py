@@ -44,9 +44,16 @@ def typed(name: str, **fields: Any) -> dict[str, Any]:
 
 
 def processing_mode(options: EnvoyOptions) -> dict[str, str]:
-    """What is sent to the picker: the mode's own settings, with what the options replace."""
-    own = dict(zip(_MODE_FIELDS, _MODES[options.mode], strict=True))
-    return {field: getattr(options, field) or value for field, value in own.items()}
+    """What is sent to the picker: the mode's own settings, with what the options replace.
+
+    A body in full duplex needs its trailers sent.
+    """
+    mode = dict(zip(_MODE_FIELDS, _MODES[options.mode], strict=True))
+    mode |= {field: value for field in mode if (value := getattr(options, field))}
+    for side in ("request", "response"):
+        if mode[f"{side}_body_mode"] == "FULL_DUPLEX_STREAMED":
+            mode[f"{side}_trailer_mode"] = "SEND"
+    return mode
 
 
 def http_filters(options: EnvoyOptions) -> list[dict[str, Any]]:

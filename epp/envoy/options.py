@@ -15,11 +15,10 @@ AccessLog = Literal["none", "errors", "all"]
 
 MIB = 1 << 20
 DEFAULT_BODY_LIMIT = 32 * MIB
-LARGEST_WINDOW = (1 << 31) - 1
+MOST_BODY_BYTES = 1 << 30
 BUFFER_MARGIN = 1 * MIB
 """How far a body may pass the picker's limit and still reach it, so that the picker says why it refuses; in bytes."""
 
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?\Z")
 
 
@@ -97,14 +96,13 @@ class EnvoyOptions:
             raise ConfigError("picker: no address; give at least one host:port")
         if not self.endpoints and self.mode != "original-dst":
             raise ConfigError(f"endpoints: none; mode {self.mode} balances over a list, give host:port,host:port")
-        if not 0 < self.max_request_body_bytes <= LARGEST_WINDOW - BUFFER_MARGIN:
-            most = LARGEST_WINDOW - BUFFER_MARGIN
+        if not 0 < self.max_request_body_bytes <= MOST_BODY_BYTES:
             raise ConfigError(
-                f"max_request_body_bytes: {self.max_request_body_bytes} is outside 1..{most}, "
-                "which an HTTP/2 window can hold"
+                f"max-request-body-bytes: {self.max_request_body_bytes} is outside 1..{MOST_BODY_BYTES}; "
+                "Envoy holds each body in memory"
             )
         if self.message_timeout <= 0:
-            raise ConfigError(f"message_timeout: {self.message_timeout} is not a positive number of seconds")
+            raise ConfigError(f"message-timeout: {self.message_timeout} is not a positive number of seconds")
 
     @property
     def buffer_bytes(self) -> int:
@@ -137,15 +135,3 @@ def parse_addresses(text: str, place: str) -> tuple[Address, ...]:
     """
     entries = [part for part in text.split(",") if part.strip()]
     return tuple(dict.fromkeys(parse_address(part, f"{place}[{i}]") for i, part in enumerate(entries)))
-
-
-def parse_bytes(text: str, place: str) -> int:
-    """Reads a number of bytes: `33554432`, `32Mi`, `32MiB`, `40M`.
-
-    Raises:
-        ConfigError: naming `place` and the units.
-    """
-    matched = re.fullmatch(r"(\d+)\s*(|[kMG]|[KMG]i)B?", text.strip())
-    if not matched:
-        raise ConfigError(f"{place}: {text!r} is not a number of bytes; examples are 33554432, 32Mi, 40M")
-    return int(matched[1]) * _UNITS[matched[2]]
