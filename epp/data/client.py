@@ -1,0 +1,151 @@
+"""Fetches a metrics page over HTTP, and says of a failure whether the endpoint could be reached at all."""
+
+import asyncio
+import errno
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from epp.errors import ConfigError, EppError
+
+_OUR_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+
+# Compressing a page costs the engine more than sending it costs the network.
+_HEADERS = {"Accept": "text/plain;version=0.0.4", "Accept-Encoding": "identity", "User-Agent": "epp"}
+
+
+@dataclass(frozen=True, slots=True)
+class ScrapeOptions:
+    """How endpoints are scraped. Times in seconds.
+
+    Attributes:
+        interval: between two scrapes of one endpoint, as long as `budget` allows it.
+        budget: scrapes a second that the whole pool costs at most: the interval is stretched to endpoints / budget.
+        timeout: of one scrape; also how late a scheduled scrape may be before what is known counts as stale.
+        retry_cap: the longest pause between two tries of an endpoint that fails; the first is `interval`.
+        failures: in a row, that take an endpoint out.
+        max_bytes: of a page; a longer one is a failed scrape.
+        scheme: "http" or "https".
+        path: of the metrics page.
+        port: of the metrics page, for endpoints that have no metrics port of their own; None for their serving port.
+        insecure: whether to accept any certificate.
+        ca: certificates (PEM) to check the endpoints' against, when not insecure; None for the system's.
+        certificate: of ours (PEM), for endpoints that ask for one.
+        key: its private key (PEM); None if it is in the same file.
+    """
+
+    interval: float = 0.05
+    budget: float = 200.0
+    timeout: float = 1.0
+    retry_cap: float = 5.0
+    failures: int = 3
+    max_bytes: int = 8 << 20
+    scheme: str = "http"
+    path: str = "/metrics"
+    port: int | None = None
+    insecure: bool = True
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+class ScrapeError(EppError):
+    """A scrape has failed.
+
+    Attributes:
+        reachable: whether the endpoint takes connections; None if the fault is on our side and says nothing of it.
+    """
+
+    def __init__(self, message: str, *, reachable: bool | None) -> None:
+        super().__init__(message)
+        self.reachable = reachable
+
+
+class MetricsClient:
+    """One HTTP session for all endpoints, with kept connections; to be opened in a running event loop.
+
+    Raises:
+        ConfigError: a certificate can't be loaded.
+    """
+
+    def __init__(self, options: ScrapeOptions) -> None:
+        self._options = options
+        self._timeout_text = f"no answer within {options.timeout:g} s"
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=_tls(options) if options.scheme == "https" else True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=options.timeout),
+            headers=_HEADERS,
+        )
+
+    async def close(self) -> None:
+        """Closes the kept connections."""
+        await self._session.close()
+
+    async def page(self, url: str) -> bytes:
+        """The page at this address.
+
+        Raises:
+            ScrapeError: it could not be had.
+        """
+        try:
+            async with self._session.get(url, max_redirects=2) as response:
+                if response.status != 200:
+                    raise ScrapeError(f"HTTP status {response.status} from {url}", reachable=True)
+                page = await self._body(response)
+                if not page and "version=" in response.headers.get("Content-Type", ""):
+                    return b"# EOF\n"  # prometheus_client's page before the first sample: empty, and rightly so
+                return page
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._mapped(error) from error
+
+    async def connect(self, host: str, port: int) -> None:
+        """Opens a connection, and closes it.
+
+        Raises:
+            ScrapeError: it could not be opened.
+        """
+        try:
+            async with asyncio.timeout(self._options.timeout):
+                _, writer = await asyncio.open_connection(host, port)
+        except OSError as error:  # TimeoutError is one
+            raise self._mapped(error) from error
+        writer.close()
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        limit, size, chunks = self._options.max_bytes, 0, []
+        async for chunk in response.content.iter_any():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise ScrapeError(f"the page is longer than {limit} bytes", reachable=True)
+        return b"".join(chunks)
+
+    def _mapped(self, error: Exception) -> ScrapeError:
+        match error:
+            case TimeoutError():
+                return ScrapeError(self._timeout_text, reachable=True)
+            case aiohttp.ClientSSLError():
+                return ScrapeError(f"no TLS connection: {error}", reachable=True)
+            case OSError(errno=code) if code in _OUR_LIMITS:
+                return ScrapeError(f"no connection could be opened on our side: {error}", reachable=None)
+            case OSError():
+                reason = error.strerror or str(error) or type(error).__name__
+                return ScrapeError(f"can't connect: {reason}", reachable=False)
+            case _:  # it took the connection, and then answered badly or not at all
+                return ScrapeError(f"no page: {error or type(error).__name__}", reachable=True)
+
+
+def _tls(options: ScrapeOptions) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=options.ca)
+        if options.certificate is not None:
+            context.load_cert_chain(options.certificate, options.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"the certificates for scraping over https can't be loaded: {error}") from error
+    if options.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
