@@ -52,20 +52,20 @@ def picker(options: EnvoyOptions) -> dict[str, Any]:
 
 
 def discovery(name: str, addresses: tuple[Address, ...], health_port: int | None = None) -> dict[str, Any]:
-    """STATIC for IP addresses, STRICT_DNS as soon as one is a name: every address found is a host."""
+    """A static cluster, or as soon as one is a name a DNS cluster: every address found is a host."""
     endpoints = [{"endpoint": _endpoint(address, health_port)} for address in addresses]
     assignment = {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]}
     if all(address.is_ip for address in addresses):
         return {"type": "STATIC", "load_assignment": assignment}
-    return {
-        "type": "STRICT_DNS",
-        # of the engine's addresses in both families, the picker may name any
-        "dns_lookup_family": "ALL",
+    dns = typed(
+        "envoy.extensions.clusters.dns.v3.DnsCluster",
+        # of an engine's addresses in both families, the picker may name any
+        dns_lookup_family="ALL",
         # not the TTL: Docker's is ten minutes, and a restarted container has another address at once
-        "dns_refresh_rate": "1s",
-        "dns_failure_refresh_rate": {"base_interval": "1s", "max_interval": "2s"},
-        "load_assignment": assignment,
-    }
+        dns_refresh_rate="1s",
+        dns_failure_refresh_rate={"base_interval": "1s", "max_interval": "2s"},
+    )
+    return {"cluster_type": {"name": "envoy.clusters.dns", "typed_config": dns}, "load_assignment": assignment}
 
 
 def breakers(retries: int = BREAKER) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class EnvoyProcess:
     @property
     def log(self) -> str:
         """What Envoy wrote so far: its log and its access log."""
-        return self._path("log").read_text(errors="replace")
+        return self._path("log").read_text(errors="replace") if self._directory else ""
 
     def log_tail(self, lines: int = _TAIL) -> str:
         """The last lines of the log."""
