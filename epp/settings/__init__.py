@@ -1,0 +1,18 @@
+"""Configuration: an `EndpointPickerConfig` text to a `Router`, strictly, with every error at once."""
+
+from epp.settings import defaults
+from epp.settings.loader import Resolved, load, resolve
+from epp.settings.problems import InvalidConfig, Problem
+from epp.settings.registry import PluginClass, Registry, kinds
+
+__all__ = [
+    "InvalidConfig",
+    "PluginClass",
+    "Problem",
+    "Registry",
+    "Resolved",
+    "defaults",
+    "kinds",
+    "load",
+    "resolve",
+]

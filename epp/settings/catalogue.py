@@ -1,0 +1,106 @@
+"""The plugin types that llm-d's picker has and this version does not have yet, and its deprecated names.
+
+A name leaves these tables when its plugin is built; a test holds that no registered type is listed here.
+"""
+
+from collections.abc import Mapping
+
+ALIASES: Mapping[str, str] = {"by-label-selector": "label-selector-filter", "tokenizer": "token-producer"}
+"""Deprecated type names with the same parameters under a new name."""
+
+NO_EFFECT_YET: Mapping[str, str] = {
+    "metrics-data-source": "data source",
+    "multicluster-metrics-data-source": "data source",
+    "models-data-source": "data source",
+    "dcgm-data-source": "data source",
+    "k8s-notification-source": "data source",
+    "endpoint-notification-source": "data source",
+    "core-metrics-extractor": "extractor",
+    "multicluster-metrics-extractor": "extractor",
+    "models-data-extractor": "extractor",
+    "dcgm-extractor": "extractor",
+    "topology-extractor": "extractor",
+    "file-discovery": "discovery",
+    "multicluster-file-discovery": "discovery",
+    "global-strict-fairness-policy": "fairness policy",
+    "round-robin-fairness-policy": "fairness policy",
+    "program-aware-fairness": "fairness policy",
+    "fcfs-ordering-policy": "ordering policy",
+    "edf-ordering-policy": "ordering policy",
+    "slo-deadline-ordering-policy": "ordering policy",
+    "static-usage-limit-policy": "usage limit policy",
+    "priority-holdback-policy": "usage limit policy",
+    "soft-reflective-ceiling-policy": "usage limit policy",
+    "utilization-detector": "saturation detector",
+    "concurrency-detector": "saturation detector",
+    "sheddable-eviction-filter": "eviction policy",
+    "priority-then-time-eviction-order-policy": "eviction policy",
+    "token-producer": "producer",
+    "inflight-load-producer": "producer",
+}
+"""Types of the data layer and of flow control by kind: a file that names them loads, with a warning.
+
+The same goes for the two producers whose work the mechanism does on its own: it estimates a prompt's tokens from its
+bytes, and counts the requests and tokens in flight at each endpoint.
+"""
+
+_ATTRIBUTES = "attributes of endpoints beyond labels and the core metrics"
+_DISAGGREGATION = "disaggregated prefill, decode and encode"
+_LATENCY = "latency prediction"
+_MULTICLUSTER = "pools of several clusters"
+_MULTIMODAL = "multimodal inputs"
+_PRECISE = "a prefix index fed by KV events"
+_REQUEST_CONTROL = "admitters, screeners and reporters"
+_TOKENS = "scoring by tokens"
+_TOPOLOGY = "topology"
+
+NOT_BUILT_YET: Mapping[str, str] = {
+    "encode-filter": _DISAGGREGATION,
+    "multicluster-session-affinity-filter": _MULTICLUSTER,
+    "endpoint-attribute-filter": _ATTRIBUTES,
+    "topology-affinity-filter": _TOPOLOGY,
+    "utilization-filter": "filtering by load",
+    "prefix-cache-affinity-filter": "filtering by prefix cache",
+    "slo-headroom-tier-filter": _LATENCY,
+    "context-length-aware": "routing by context length",
+    "header-based-testing-filter": "the filter for conformance tests",
+    "token-load-scorer": _TOKENS,
+    "precise-prefix-cache-scorer": _PRECISE,
+    "no-hit-lru-scorer": "spreading of requests without a prefix hit",
+    "header-label-affinity-scorer": "affinity between headers and labels",
+    "endpoint-attribute-scorer": _ATTRIBUTES,
+    "topology-affinity-scorer": _TOPOLOGY,
+    "mm-embeddings-cache-scorer": _MULTIMODAL,
+    "latency-scorer": _LATENCY,
+    "multicluster-queue-scorer": _MULTICLUSTER,
+    "multicluster-kv-cache-utilization-scorer": _MULTICLUSTER,
+    "multicluster-prefix-cache-scorer": _MULTICLUSTER,
+    "header-profile-handler": "choosing the profile by header",
+    "data-parallel-profile-handler": "data parallelism by header",
+    "disagg-profile-handler": _DISAGGREGATION,
+    "pd-profile-handler": _DISAGGREGATION,
+    "disagg-headers-handler": _DISAGGREGATION,
+    "prefill-header-handler": _DISAGGREGATION,
+    "always-disagg-pd-decider": _DISAGGREGATION,
+    "prefix-based-pd-decider": _DISAGGREGATION,
+    "always-disagg-multimodal-decider": _DISAGGREGATION,
+    "multicluster-approx-prefix-cache-producer": _MULTICLUSTER,
+    "precise-prefix-cache-producer": _PRECISE,
+    "burst-prefix-cache-producer": "joint placement of bursts",
+    "p2p-source-producer": "transfer of KV blocks between engines",
+    "predicted-latency-producer": _LATENCY,
+    "mm-embeddings-cache-producer": _MULTIMODAL,
+    "session-id-producer": "session ids as attributes",
+    "latency-slo-admitter": _REQUEST_CONTROL,
+    "probabilistic-admitter": _REQUEST_CONTROL,
+    "disaggregatedset-rollout-screener": _REQUEST_CONTROL,
+    "agent-identity": _REQUEST_CONTROL,
+    "request-attribute-reporter": _REQUEST_CONTROL,
+    "destination-endpoint-served-verifier": _REQUEST_CONTROL,
+    "anthropic-parser": "Anthropic's API",
+    "vllmhttp-parser": "vLLM's own HTTP API",
+    "sglanghttp-parser": "SGLang's own HTTP API",
+    "vllmgrpc-parser": "vLLM's gRPC API",
+    "vertexai-parser": "Vertex AI's API",
+}
+"""Types that decide where requests go, by the feature they belong to: a file that names them does not load."""

@@ -1,0 +1,201 @@
+"""Plugin instances: from the entries of `plugins`, and those that the loader adds by default."""
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from epp.errors import ConfigError
+from epp.plugin import Context, Plugged
+from epp.settings.catalogue import ALIASES, NO_EFFECT_YET, NOT_BUILT_YET
+from epp.settings.decode import decode, explain
+from epp.settings.models import PluginSpec
+from epp.settings.problems import Path, Report, listed, nearest, place, suggestion
+from epp.settings.registry import PluginClass, Registry, is_file
+
+_HOOKED = {"profile handler", "producer", "fetcher", "observer"}
+"""Kinds that work without being referred to."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Instance:
+    """A plugin under its name.
+
+    Attributes:
+        name: what references call it.
+        type: as Router and show have it, a deprecated alias replaced.
+        kinds: what it is, by its methods or, for types without effect, by the catalogue.
+        plugin: the object; None if it could not be made or its type has no effect yet.
+        parameters: with their defaults; None for a class without.
+        raw: the parameters as they were written.
+        path: where it stands; () for an injected one.
+    """
+
+    name: str
+    type: str
+    kinds: tuple[str, ...]
+    plugin: Any = None
+    parameters: BaseModel | None = None
+    raw: dict[str, Any] = field(default_factory=dict)
+    path: Path = ()
+
+    def is_a(self, kind: str) -> bool:
+        """Whether the plugin is of that kind."""
+        return kind in self.kinds
+
+    @property
+    def hooked(self) -> bool:
+        """Whether it works without being in a profile or a list."""
+        return not _HOOKED.isdisjoint(self.kinds)
+
+    @property
+    def inert(self) -> bool:
+        """Whether its type is accepted without an effect."""
+        return self.type in NO_EFFECT_YET and self.plugin is None
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f'"{self.name}" ({place(self.path)})' if self.path else f'"{self.name}"'
+
+    def plugged(self) -> Plugged:
+        """For the router."""
+        return Plugged(self.name, self.type, self.plugin)
+
+
+class Instances:
+    """All instances of one load, by name; the mutable state of the loader."""
+
+    def __init__(
+        self, registry: Registry, folder: FilePath | None, context: Callable[[str], Context], report: Report
+    ) -> None:
+        self.by_name: dict[str, Instance] = {}
+        self.broken: set[str] = set()
+        self._registry = registry
+        self._folder = folder
+        self._context = context
+        self._report = report
+
+    def configure(self, spec: PluginSpec, path: Path) -> None:
+        """Makes one entry of `plugins`; what is wrong with it goes to the report."""
+        made = self._make(spec, (*path, "type"), (*path, "parameters"), path)
+        name = made.name if made else spec.name or spec.type
+        if name in self.by_name or name in self.broken:
+            self._report.error((*path, "name"), f'"{name}" is taken by an earlier plugin; names are unique')
+        else:
+            self._enter(name, made)
+        if made is None and spec.name is None:
+            # References to what a misspelt type was meant to be are no errors of their own.
+            self.broken.add(nearest(spec.type, self._registry.types) or name)
+
+    def inject(self, name: str, path: Path) -> Instance | None:
+        """The instance of that name, or else a new one of the type of that name, with default parameters.
+
+        Args:
+            name: of an instance or a type.
+            path: of what needs it, for the report when it can't be had; the result is None then.
+        """
+        if name not in self.by_name and name not in self.broken:
+            self._enter(name, self._make(PluginSpec(type=name), path, path, ()))
+        return self.by_name.get(name)
+
+    def known(self, name: str) -> bool:
+        """Whether an instance or a registered type has that name."""
+        return name in self.by_name or name in self.broken or name in self._registry
+
+    def _enter(self, name: str, made: Instance | None) -> None:
+        if made:
+            self.by_name[name] = made
+        else:
+            self.broken.add(name)
+
+    def refer(self, name: str, path: Path) -> Instance | None:
+        """What a reference means; an undefined one goes to the report, a broken one is there already."""
+        found = self.by_name.get(name)
+        if found is None and name not in self.broken:
+            hint = suggestion(name, self.by_name)
+            self._report.error(path, f'no plugin is called "{name}"; there are: {listed(self.by_name)}{hint}')
+        return found
+
+    def of(self, kind: str) -> list[Instance]:
+        """The instances of a kind, in file order."""
+        return [instance for instance in self.by_name.values() if instance.is_a(kind)]
+
+    def _make(self, spec: PluginSpec, type_path: Path, below: Path, path: Path) -> Instance | None:
+        type_name = self._current_type(spec.type, type_path)
+        if type_name in NO_EFFECT_YET and type_name not in self._registry:
+            self._report.warning(path, f'"{type_name}" is accepted, has no effect yet')
+            name = spec.name or spec.type
+            return Instance(name, type_name, (NO_EFFECT_YET[type_name],), raw=spec.parameters, path=path)
+        try:
+            found = self._find(type_name)
+        except ConfigError as error:
+            self._report.error(type_path, f'"{type_name}": {error}')
+            return None
+        self._warn_of_class(found, type_path)
+        return self._build(found, spec, below, path)
+
+    def _current_type(self, type_name: str, path: Path) -> str:
+        new = ALIASES.get(type_name)
+        if new is None:
+            return type_name
+        self._report.warning(path, f'"{type_name}" is deprecated: write "{new}"')
+        return new
+
+    def _find(self, type_name: str) -> PluginClass:
+        if type_name in self._registry or is_file(type_name):
+            return self._registry.find(type_name, self._folder)
+        if feature := NOT_BUILT_YET.get(type_name):
+            raise ConfigError(f"llm-d has this type, this version doesn't have it yet (it belongs to {feature})")
+        known = {*self._registry.types, *NO_EFFECT_YET, *NOT_BUILT_YET, *ALIASES}
+        hint = suggestion(type_name, known)
+        raise ConfigError(f"unknown type{hint or '; `epp plugins` lists all, a file is written ./my_scorer.py'}")
+
+    def _warn_of_class(self, found: PluginClass, path: Path) -> None:
+        if found.deprecated:
+            self._report.warning(path, f'"{found.type}" is deprecated: {found.deprecated}')
+        if found.stability != "stable":
+            self._report.warning(path, f'"{found.type}" is {found.stability}: its parameters and effect may change')
+
+    def _build(self, found: PluginClass, spec: PluginSpec, below: Path, path: Path) -> Instance:
+        name = spec.name or (found.name if is_file(spec.type) else spec.type)
+        try:
+            parameters = _parameters(found.cls, spec.parameters)
+            plugin = _construct(found.cls, parameters, self._context(name))
+        except ValidationError as error:
+            for at, message in explain(error, found.cls.Parameters, below):
+                self._report.error(at, message)
+            return Instance(name, found.type, found.kinds, path=path)
+        except Exception as error:  # noqa: BLE001 (somebody else's constructor may raise anything)
+            reason = str(error) if isinstance(error, ConfigError | ValueError) else f"{type(error).__name__}: {error}"
+            self._report.error(below, f'"{name}" can\'t be built: {reason}')
+            return Instance(name, found.type, found.kinds, path=path)
+        self._warn_of_deprecated(parameters, below)
+        return Instance(name, found.type, found.kinds, plugin, parameters, spec.parameters, path)
+
+    def _warn_of_deprecated(self, parameters: BaseModel | None, below: Path) -> None:
+        if parameters is None:
+            return
+        for name in parameters.model_fields_set:
+            info = type(parameters).model_fields.get(name)
+            if info and info.deprecated:
+                self._report.warning((*below, info.alias or name), f"is deprecated: {info.deprecation_message}")
+
+
+def _parameters(cls: type, raw: dict[str, Any]) -> BaseModel | None:
+    model = getattr(cls, "Parameters", None)
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return decode(model, raw)
+    if raw:
+        raise ConfigError(f"takes no parameters, but got {listed(map(json.dumps, raw))}")
+    return None
+
+
+def _construct(cls: type, parameters: BaseModel | None, context: Context) -> Any:
+    arguments = () if parameters is None else (parameters,)
+    wants_context = "context" in inspect.signature(cls).parameters
+    return cls(*arguments, context=context) if wants_context else cls(*arguments)

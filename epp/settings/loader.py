@@ -1,0 +1,145 @@
+"""`load`: a configuration's text to a `Router`, or every error in it at once.
+
+The steps and rules are those of llm-d's loader (its `EndpointPickerConfig`), so that a file written for it runs here.
+Where it leaves the order to chance, file order decides.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+
+from epp.plugin import Context, Router
+from epp.settings.decode import decode_config
+from epp.settings.dependencies import resolve_producers
+from epp.settings.document import Document, read
+from epp.settings.instances import Instance, Instances
+from epp.settings.models import API_VERSION, DEPRECATED_API_VERSION, EndpointPickerConfig
+from epp.settings.problems import InvalidConfig, Path, Problem, Report, place
+from epp.settings.profiles import resolve_handler, resolve_profiles
+from epp.settings.registry import Registry
+from epp.settings.sections import check_data_layer, check_feature_gates, check_flow_control
+
+DEFAULT_PARSERS = ("openai-parser", "anthropic-parser", "vllmhttp-parser", "passthrough-parser")
+"""llm-d's list; those that are not registered are left out."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resolved:
+    """A configuration with everything that was left out filled in.
+
+    Attributes:
+        config: the file's model.
+        instances: every plugin, the injected ones too, by name.
+        router: what they make together.
+    """
+
+    config: EndpointPickerConfig
+    instances: dict[str, Instance]
+    router: Router
+
+
+def load(text: str, origin: str | FilePath, registry: Registry, context: Callable[[str], Context]) -> Router:
+    """Reads a configuration and builds what it says.
+
+    Args:
+        text: YAML or JSON.
+        origin: the file it was read from, as a path; or a few words about where else it came from. Files that the
+            configuration names are relative to that file's folder.
+        registry: where types are looked up.
+        context: makes the context of a plugin instance from its name.
+
+    Raises:
+        InvalidConfig: with every error that could be found.
+    """
+    return resolve(text, origin, registry, context).router
+
+
+def resolve(text: str, origin: str | FilePath, registry: Registry, context: Callable[[str], Context]) -> Resolved:
+    """The same as `load`, for those who want to see what was filled in."""
+    document = read(text, str(origin))
+    folder = origin.parent if isinstance(origin, FilePath) else None
+    report = Report()
+    config = decode_config(document.value, report)
+    resolved = None
+    if config is not None:
+        _warn_of_deprecated(config, report)
+        resolved = _resolve(config, Instances(registry, folder, context, report), document, report)
+    if report.errors or resolved is None:
+        raise InvalidConfig(document.origin, [_problem(document, *error) for error in report.errors])
+    return resolved
+
+
+def _problem(document: Document, path: Path, message: str) -> Problem:
+    return Problem(place(path), message, document.line(path))
+
+
+def _warn_of_deprecated(config: EndpointPickerConfig, report: Report) -> None:
+    if config.api_version == DEPRECATED_API_VERSION:
+        report.warning(("apiVersion",), f'"{DEPRECATED_API_VERSION}" is deprecated: write "{API_VERSION}"')
+    if config.parser:
+        ignored = ", and ignored beside it" if config.request_handler.parsers else ""
+        report.warning(("parser",), f"is deprecated{ignored}: write requestHandler.parsers, a list of pluginRef")
+    if config.saturation_detector:
+        report.warning(("saturationDetector",), "is deprecated: write flowControl.saturationDetector")
+
+
+def _resolve(config: EndpointPickerConfig, instances: Instances, document: Document, report: Report) -> Resolved | None:
+    gates = check_feature_gates(config, report)
+    for index, spec in enumerate(config.plugins):
+        instances.configure(spec, ("plugins", index))
+    check_data_layer(config, instances, report)
+    check_flow_control(config, gates, instances, report)
+    profiles, members = resolve_profiles(config, instances, report)
+    handler = resolve_handler(tuple(profiles), instances, report)
+    parsers = _parsers(config, instances, report)
+    hooked = [instance for instance in instances.by_name.values() if instance.hooked or instance in members]
+    fetchers, producers = resolve_producers(instances, hooked, report)
+    _warn_of_unused(instances, {*members, *parsers}, report)
+    if handler is None or report.errors:
+        return None
+    router = Router(
+        profiles=profiles,
+        handler=handler.plugged(),
+        parsers=tuple(parser.plugged() for parser in parsers),
+        fetchers=tuple(fetcher.plugged() for fetcher in fetchers),
+        producers=tuple(producer.plugged() for producer in producers),
+        observers=tuple(observer.plugged() for observer in instances.of("observer")),
+        warnings=tuple(str(_problem(document, *warning)) for warning in report.warnings),
+        origin=document.origin,
+    )
+    return Resolved(config, instances.by_name, router)
+
+
+def _parsers(config: EndpointPickerConfig, instances: Instances, report: Report) -> list[Instance]:
+    """The parsers in order; a reference that no plugin is called by is taken as a type."""
+    refs = _parser_refs(config) or [((), name) for name in DEFAULT_PARSERS if instances.known(name)]
+    found: dict[str, Instance] = {}
+    for path, name in refs:
+        parser = instances.inject(name, path)
+        if parser is None:
+            continue
+        if not parser.is_a("parser"):
+            report.error(path, f"{parser.title} is no parser, but a {' and '.join(parser.kinds)}")
+        elif parser.type in found:
+            report.warning(path, f"a parser of the type {parser.type} stands above already: this one has no effect")
+        else:
+            found[parser.type] = parser
+    return list(found.values())
+
+
+def _parser_refs(config: EndpointPickerConfig) -> list[tuple[Path, str]]:
+    """The references with their places: those of `requestHandler`, or else the one under the deprecated `parser`."""
+    refs = config.request_handler.parsers
+    found: list[tuple[Path, str]] = [
+        (("requestHandler", "parsers", index, "pluginRef"), ref.plugin_ref) for index, ref in enumerate(refs)
+    ]
+    if not found and config.parser:
+        return [(("parser", "pluginRef"), config.parser.plugin_ref)]
+    return found
+
+
+def _warn_of_unused(instances: Instances, used: Iterable[Instance], report: Report) -> None:
+    used = set(used)
+    for instance in instances.by_name.values():
+        if instance not in used and not instance.hooked and instance.plugin is not None:
+            report.warning(instance.path, f"{instance.title} is referred to by nothing, so it has no effect")

@@ -1,0 +1,140 @@
+"""The `EndpointPickerConfig` file as pydantic models: llm-d's keys, strict at every level.
+
+Durations are Go strings and become seconds, quantities are Kubernetes strings and become integers.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from epp.quantities import parse_duration, parse_quantity
+
+API_VERSION = "llm-d.ai/v1alpha1"
+DEPRECATED_API_VERSION = "inference.networking.x-k8s.io/v1alpha1"
+KIND = "EndpointPickerConfig"
+
+
+def _duration(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError('a duration is a string, such as "200ms" or "30s"')
+    seconds = parse_duration(value)
+    if seconds < 0:
+        raise ValueError(f"{value!r} is negative: a duration is 0 or more")
+    return seconds
+
+
+def _quantity(value: Any) -> Any:
+    """A quantity may be a bare number, too."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError('a quantity is a whole number or a string, such as 5000 or "64Mi"')
+    count = parse_quantity(str(value))
+    if count < 0:
+        raise ValueError(f"{value!r} is negative: a quantity is 0 or more")
+    return count
+
+
+Duration = Annotated[float, BeforeValidator(_duration)]
+"""Seconds."""
+Quantity = Annotated[int, BeforeValidator(_quantity)]
+
+
+class Section(BaseModel):
+    """The base of every section: camelCase keys, unknown ones refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel)
+
+
+class PluginSpec(Section):
+    """One entry of `plugins`; `name` defaults to `type` (for a file to the name of its class)."""
+
+    type: str = Field(min_length=1)
+    name: str | None = Field(default=None, min_length=1)
+    parameters: dict[str, Any] = {}
+
+
+class PluginRef(Section):
+    """A reference to a plugin by name."""
+
+    plugin_ref: str = Field(min_length=1)
+
+
+class ProfilePlugin(PluginRef):
+    """A plugin's part in a profile; the weight matters to a scorer only, any finite number goes."""
+
+    weight: float | None = Field(default=None, allow_inf_nan=False)
+
+
+class ProfileSpec(Section):
+    """One entry of `schedulingProfiles`."""
+
+    name: str = Field(min_length=1)
+    plugins: tuple[ProfilePlugin, ...] = ()
+
+
+class RequestHandler(Section):
+    """`requestHandler`: the parsers, in order."""
+
+    parsers: tuple[PluginRef, ...] = ()
+
+
+class DataSource(PluginRef):
+    """One entry of `dataLayer.sources`."""
+
+    extractors: tuple[PluginRef, ...] = ()
+
+
+class DataLayer(Section):
+    """`dataLayer`: where the numbers about endpoints come from."""
+
+    inject_defaults: bool = True
+    sources: tuple[DataSource, ...] = ()
+    discovery: PluginRef | None = None
+    peer_discovery: PluginRef | None = None
+    cross_replica_syncer_plugin_ref: str | None = None
+    cross_replica_sync_interval: Duration = 0.2
+
+
+class PriorityBand(Section):
+    """Limits and policies of one priority; 0 or omitted limits mean the defaults of 1 GB and 5,000 requests."""
+
+    max_bytes: Quantity = 0
+    max_requests: Quantity = 0
+    fairness_policy_ref: str | None = None
+    ordering_policy_ref: str | None = None
+
+
+class ConfiguredBand(PriorityBand):
+    """One entry of `flowControl.priorityBands`."""
+
+    priority: int
+
+
+class FlowControl(Section):
+    """`flowControl`: admission by priority, fairness and saturation."""
+
+    max_bytes: Quantity = 0
+    max_requests: Quantity = 0
+    default_request_ttl: Duration = Field(default=60.0, alias="defaultRequestTTL")
+    no_endpoint_request_ttl: Duration | None = Field(default=None, alias="noEndpointRequestTTL")
+    priority_bands: tuple[ConfiguredBand, ...] = ()
+    default_priority_band: PriorityBand | None = None
+    default_negative_priority_band: PriorityBand | None = None
+    usage_limit_policy_plugin_ref: str | None = None
+    saturation_detector: PluginRef | None = None
+    enable_eviction: bool = False
+
+
+class EndpointPickerConfig(Section):
+    """The whole file."""
+
+    api_version: Literal["llm-d.ai/v1alpha1", "inference.networking.x-k8s.io/v1alpha1"]
+    kind: Literal["EndpointPickerConfig"]
+    feature_gates: tuple[str, ...] = ()
+    plugins: tuple[PluginSpec, ...] = ()
+    scheduling_profiles: tuple[ProfileSpec, ...] = ()
+    request_handler: RequestHandler = RequestHandler()
+    parser: PluginRef | None = None
+    data_layer: DataLayer | None = None
+    flow_control: FlowControl | None = None
+    saturation_detector: PluginRef | None = None

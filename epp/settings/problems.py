@@ -1,0 +1,86 @@
+"""What is wrong with a configuration: every problem at once, each with its place, its line and the remedy."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from epp.errors import ConfigError
+
+Path = tuple[str | int, ...]
+"""Where something stands in a configuration, such as ("schedulingProfiles", 0, "plugins", 2, "weight")."""
+
+
+def place(path: Path) -> str:
+    """The path as it is written: `schedulingProfiles[0].plugins[2].weight`; "" for the whole file."""
+    parts = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in path]
+    return "".join(parts).removeprefix(".")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        place: where, such as `plugins[2].type`; "" for the whole file.
+        message: what is wrong, what is allowed, and the nearest known name.
+        line: in the text, from 1; None where there is none, as for an injected plugin.
+    """
+
+    place: str
+    message: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}" if self.place else self.message
+
+
+class InvalidConfig(ConfigError):
+    """A configuration with errors.
+
+    Attributes:
+        origin: the file, or what else the text came from.
+        problems: all of them, by line.
+    """
+
+    def __init__(self, origin: str, problems: Sequence[Problem]) -> None:
+        self.origin = origin
+        self.problems = tuple(sorted(problems, key=lambda problem: problem.line or 0))
+        super().__init__("\n".join(map(self._located, self.problems)))
+
+    def _located(self, problem: Problem) -> str:
+        return f"{self.origin}:{problem.line}: {problem}" if problem.line else f"{self.origin}: {problem}"
+
+
+@dataclass(slots=True)
+class Report:
+    """Collects the errors and warnings of one load."""
+
+    errors: list[tuple[Path, str]] = field(default_factory=list)
+    warnings: list[tuple[Path, str]] = field(default_factory=list)
+
+    def error(self, path: Path, message: str) -> None:
+        """Something that makes the configuration unusable."""
+        if (path, message) not in self.errors:
+            self.errors.append((path, message))
+
+    def warning(self, path: Path, message: str) -> None:
+        """Something that the operator should know."""
+        self.warnings.append((path, message))
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like the word, None if none is."""
+    by_lower = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return by_lower[found[0]] if found else None
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`; did you mean "..."?` with the nearest name, or ""."""
+    found = nearest(word, known)
+    return f'; did you mean "{found}"?' if found else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names as a sentence's list, or "none"."""
+    return ", ".join(names) or "none"

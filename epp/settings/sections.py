@@ -1,0 +1,107 @@
+"""The sections that are read and checked, but have no effect yet: feature gates, the data layer and flow control."""
+
+from collections.abc import Iterator, Mapping
+
+from epp.settings.catalogue import NO_EFFECT_YET
+from epp.settings.instances import Instances
+from epp.settings.models import EndpointPickerConfig, FlowControl, PriorityBand
+from epp.settings.problems import Path, Report, listed, suggestion
+
+_GATES: Mapping[str, bool] = {"flowControl": False, "haPopulateNonLeaderDatastore": True}
+_TRUE, _FALSE = {"1", "t", "true"}, {"0", "f", "false"}
+_NO_EFFECT = "is accepted, has no effect yet"
+
+_Reference = tuple[Path, str, str]
+"""Where a reference stands, the name, and the kind of plugin that it must name."""
+
+
+def check_feature_gates(config: EndpointPickerConfig, report: Report) -> dict[str, bool]:
+    """Every gate with its value; `name` alone switches it on."""
+    gates = dict(_GATES)
+    for index, entry in enumerate(config.feature_gates):
+        path = ("featureGates", index)
+        name, equals, text = (part.strip() for part in entry.partition("="))
+        value = text.lower() if equals else "true"
+        if name not in _GATES:
+            hint = suggestion(name, _GATES)
+            report.error(path, f'"{name}" is unknown or unregistered; there are: {listed(_GATES)}{hint}')
+        elif value not in _TRUE | _FALSE:
+            report.error(path, f'"{text}" is neither true nor false')
+        else:
+            gates[name] = value in _TRUE
+    return gates
+
+
+def check_data_layer(config: EndpointPickerConfig, instances: Instances, report: Report) -> None:
+    """Whether everything that `dataLayer` refers to is there."""
+    if config.data_layer is None:
+        return
+    report.warning(("dataLayer",), _NO_EFFECT)
+    _check(_data_references(config), instances, report)
+
+
+def check_flow_control(
+    config: EndpointPickerConfig, gates: Mapping[str, bool], instances: Instances, report: Report
+) -> None:
+    """Whether everything that `flowControl` refers to is there."""
+    if gates["flowControl"]:
+        report.warning(("featureGates",), f"flowControl {_NO_EFFECT}")
+    if config.flow_control is not None:
+        off = "" if gates["flowControl"] else "; in llm-d, too, it needs the feature gate flowControl"
+        report.warning(("flowControl",), f"{_NO_EFFECT}{off}")
+        _check_priorities(config.flow_control, report)
+        _check(_flow_references(config.flow_control), instances, report)
+    if config.saturation_detector is not None:
+        path = ("saturationDetector", "pluginRef")
+        _check([(path, config.saturation_detector.plugin_ref, "saturation detector")], instances, report)
+
+
+def _check_priorities(section: FlowControl, report: Report) -> None:
+    seen: set[int] = set()
+    for index, band in enumerate(section.priority_bands):
+        if band.priority in seen:
+            report.error(("flowControl", "priorityBands", index, "priority"), f"{band.priority} has a band already")
+        seen.add(band.priority)
+
+
+def _check(references: Iterator[_Reference] | list[_Reference], instances: Instances, report: Report) -> None:
+    for path, name, kind in references:
+        if name in instances.by_name:
+            kinds = instances.by_name[name].kinds
+        elif name in NO_EFFECT_YET:
+            kinds = (NO_EFFECT_YET[name],)
+        else:
+            instances.refer(name, path)
+            continue
+        if kind not in kinds:
+            report.error(path, f'"{name}" is no {kind}, but a {" and ".join(kinds)}')
+
+
+def _data_references(config: EndpointPickerConfig) -> Iterator[_Reference]:
+    section = config.data_layer
+    for index, source in enumerate(section.sources if section else ()):
+        path = ("dataLayer", "sources", index)
+        yield (*path, "pluginRef"), source.plugin_ref, "data source"
+        for number, extractor in enumerate(source.extractors):
+            yield (*path, "extractors", number, "pluginRef"), extractor.plugin_ref, "extractor"
+    if section and section.discovery:
+        yield ("dataLayer", "discovery", "pluginRef"), section.discovery.plugin_ref, "discovery"
+
+
+def _flow_references(section: FlowControl) -> Iterator[_Reference]:
+    bands: list[tuple[Path, PriorityBand | None]] = [
+        (("defaultPriorityBand",), section.default_priority_band),
+        (("defaultNegativePriorityBand",), section.default_negative_priority_band),
+        *((("priorityBands", index), band) for index, band in enumerate(section.priority_bands)),
+    ]
+    for steps, band in bands:
+        path = ("flowControl", *steps)
+        if band and band.fairness_policy_ref:
+            yield (*path, "fairnessPolicyRef"), band.fairness_policy_ref, "fairness policy"
+        if band and band.ordering_policy_ref:
+            yield (*path, "orderingPolicyRef"), band.ordering_policy_ref, "ordering policy"
+    if section.usage_limit_policy_plugin_ref:
+        yield ("flowControl", "usageLimitPolicyPluginRef"), section.usage_limit_policy_plugin_ref, "usage limit policy"
+    if section.saturation_detector:
+        detector = section.saturation_detector.plugin_ref
+        yield ("flowControl", "saturationDetector", "pluginRef"), detector, "saturation detector"
