@@ -32,7 +32,7 @@ class ServeOptions:
         model_server_metrics_https_insecure_skip_verify: None if not given.
         total_queued_requests_metric: "" if not given: what the configuration says. So are the other four.
         tls_min_version: "", "VersionTLS12" or "VersionTLS13".
-        verbosity: -v or --zap-log-level: 0 errors and warnings only, 2 normal, 4 debug, 5 trace.
+        verbosity: -v or --zap-log-level: 0 errors, 1 warnings too, 2 normal, 4 debug, 5 trace.
         warnings: what the operator should know before anything starts, a sentence each.
     """
 

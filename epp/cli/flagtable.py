@@ -126,7 +126,7 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         Flag("enable-grpc-stream-metrics", a.BOOL, "false", "count and time ext_proc streams"),
         Flag("enable-pprof", a.BOOL, "true", "Go's profiler", "accepted", "it is a profiler of Go programs"),
         Flag("tracing", a.BOOL, "true", "OpenTelemetry", "accepted", "traces aren't built yet"),
-        Flag("v", a.INT, "2", "verbosity: 0 errors and warnings, 2 normal, 4 debug, 5 trace", own_field="verbosity"),
+        Flag("v", a.INT, "2", "verbosity: 0 errors, 1 warnings, 2 normal, 4 debug, 5 trace", own_field="verbosity"),
         Flag("zap-log-level", a.LEVEL, "", "the same as a name: error, warn, info, debug; or a number", own_field=""),
         Flag("zap-encoder", a.ENCODER, "json", "the form of log lines: json or console"),
         Flag("zap-devel", a.BOOL, "false", "zap's development mode", "accepted", _LOGS, ""),

@@ -90,7 +90,7 @@ def _choice(*names: str, spelling: Callable[[str], str] = str) -> Callable[[str]
 
 def _level(text: str) -> int | None:
     """Zap's levels as verbosity: names, or the number that -v would be given."""
-    names = {"": None, "debug": 4, "info": 2, "warn": 0, "error": 0, "dpanic": 0, "panic": 0, "fatal": 0}
+    names = {"": None, "debug": 4, "info": 2, "warn": 1, "error": 0, "dpanic": 0, "panic": 0, "fatal": 0}
     if text.lower() in names:
         return names[text.lower()]
     if not text.isdecimal():
