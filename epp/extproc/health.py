@@ -21,7 +21,7 @@ NAMES = ("", LIVENESS, "readiness", "envoy.service.ext_proc.v3.ExternalProcessor
 """What `List` tells of."""
 
 
-class Health:
+class HealthService:
     """The state of health. Its methods are for the event loop's thread, as are those of the servers that it is in.
 
     Ready is what `readiness` says, unless `set_ready(False)` holds it back, as while draining.
@@ -37,7 +37,7 @@ class Health:
         self._changed = asyncio.Event()  # replaced at every change: who waits for it, waits for the next change
 
     def __repr__(self) -> str:
-        return f"<Health: {'ready' if self.ready else 'not ready'}{', closed' if self._closed else ''}>"
+        return f"<HealthService: {'ready' if self.ready else 'not ready'}{', closed' if self._closed else ''}>"
 
     @property
     def ready(self) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, HealthListRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from epp.extproc.health import NAMES, Health
+from epp.extproc.health import NAMES, HealthService
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 READINESS = ["", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor", "inference-extension", "anything"]
@@ -17,7 +17,7 @@ READINESS = ["", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor", "in
 class Served:
     """Health on two servers, as in the picker: its own port and the ext_proc port."""
 
-    def __init__(self, health: Health, stubs: list[HealthStub]) -> None:
+    def __init__(self, health: HealthService, stubs: list[HealthStub]) -> None:
         self.health = health
         self.stubs = stubs
         self.synced = True
@@ -29,7 +29,7 @@ class Served:
 
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
-    health = Health(lambda: result.synced)
+    health = HealthService(lambda: result.synced)
     servers, channels = [], []
     for _ in range(2):
         server = grpc.aio.server()
@@ -110,7 +110,7 @@ async def test_watching_after_the_end_ends_at_once(served: Served) -> None:
 
 async def test_a_server_with_a_watcher_stops_once_health_is_closed() -> None:
     """Without `close` it would wait for the watcher for as long as the grace allows."""
-    health = Health()
+    health = HealthService()
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((health.handler(),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -133,7 +133,7 @@ async def test_a_watcher_that_leaves_disturbs_nobody(served: Served) -> None:
 
 
 def test_repr_shows_the_state() -> None:
-    health = Health(lambda: False)
-    assert repr(health) == "<Health: not ready>"
+    health = HealthService(lambda: False)
+    assert repr(health) == "<HealthService: not ready>"
     health.close()
-    assert repr(health) == "<Health: not ready, closed>"
+    assert repr(health) == "<HealthService: not ready, closed>"

@@ -21,7 +21,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from epp.cli.flags import parse
 from epp.errors import ConfigError
 from epp.extproc.ciphers import TLS12_SUITES, TLS13_ONLY, VARIABLE, cipher_list, restrict
-from epp.extproc.health import Health
+from epp.extproc.health import HealthService
 from epp.extproc.tls import Pair, load, self_signed, server_credentials
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -68,7 +68,7 @@ class Handshake:
 async def serving(*arguments: str, report: Callable[[str], None] = print) -> AsyncIterator[int]:
     """A gRPC server in this process, with the credentials that these flags ask for; its port."""
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((Health().handler(),))
+    server.add_generic_rpc_handlers((HealthService().handler(),))
     port = server.add_secure_port("127.0.0.1:0", server_credentials(parse(arguments, {}), report))
     await server.start()
     try:

@@ -15,13 +15,13 @@ restrict(options.tls_min_version, options.tls_cipher_suites)
 
 import grpc  # noqa: E402 (see above)
 
-from epp.extproc.health import Health  # noqa: E402
+from epp.extproc.health import HealthService  # noqa: E402
 from epp.extproc.tls import server_credentials  # noqa: E402
 
 
 async def serve() -> None:
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((Health().handler(),))
+    server.add_generic_rpc_handlers((HealthService().handler(),))
     port = server.add_secure_port("127.0.0.1:0", server_credentials(options, print))
     await server.start()
     sys.stdout.write(f"{port}\n")
