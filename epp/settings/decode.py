@@ -22,7 +22,8 @@ def decode(model: type[Model], value: Mapping[str, Any]) -> Model:
     Raises:
         ValidationError: it doesn't fit.
     """
-    return model.model_validate_json(json.dumps(value, default=str), strict=True)
+    text = json.dumps(value, default=str)
+    return model.model_validate_json(text, strict=True, by_alias=True, by_name=False)
 
 
 def explain(error: ValidationError, model: type[BaseModel], at: Path = ()) -> Iterator[tuple[Path, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from epp.settings.problems import InvalidConfig, Path, Problem, place
+from epp.settings.problems import InvalidConfig, Path, Problem
 
 _TAG = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0o?[0-7_]+|0|[1-9][0-9_]*)")
@@ -41,20 +41,22 @@ class Document:
         origin: the file, or what else the text came from.
         value: mappings, lists and scalars; keys whose value is null are left out.
         root: the same as YAML nodes, which know their lines.
+        twice: the keys that stand twice in one mapping, with a message; `value` has the last of them.
     """
 
     origin: str
     value: dict[str, Any]
     root: yaml.Node
+    twice: tuple[tuple[Path, str], ...] = ()
 
     def line(self, path: Path) -> int | None:
         """The line of a place, or of the closest thing around it that is there; None for the empty path."""
         node, line = self.root, None
         for step in path:
-            found = next((child for key, child in _children(node) if key == step), None)
-            if found is None:
+            found = [child for key, child in _children(node) if key == step]
+            if not found:
                 break
-            node, line = found[1], found[0].start_mark.line + 1
+            node, line = found[-1][1], found[-1][0].start_mark.line + 1
         return line
 
 
@@ -62,7 +64,7 @@ def read(text: str, origin: str) -> Document:
     """Reads the text.
 
     Raises:
-        InvalidConfig: it is not one YAML mapping, or has a key twice.
+        InvalidConfig: it is not one YAML mapping, or refers to itself.
     """
     try:
         root = yaml.compose(text, _Loader)
@@ -71,9 +73,10 @@ def read(text: str, origin: str) -> Document:
         raise InvalidConfig(origin, [_syntax(error)]) from None
     if root is None or not isinstance(value, dict):
         raise InvalidConfig(origin, [Problem("", "must be a mapping with apiVersion and kind")])
-    if twice := list(_twice(root, (), ())):
-        raise InvalidConfig(origin, twice)
-    return Document(origin, _without_nulls(value), root)
+    try:
+        return Document(origin, _without_nulls(value), root, tuple(_twice(root, ())))
+    except RecursionError:
+        raise InvalidConfig(origin, [Problem("", "refers to itself, or is nested too deep")]) from None
 
 
 def _syntax(error: yaml.YAMLError) -> Problem:
@@ -90,18 +93,13 @@ def _children(node: yaml.Node) -> Iterator[tuple[str | int, tuple[yaml.Node, yam
         yield from ((index, (value, value)) for index, value in enumerate(node.value))
 
 
-def _twice(node: yaml.Node, path: Path, parents: tuple[yaml.Node, ...]) -> Iterator[Problem]:
-    """The keys that stand twice in one mapping; and anchors that contain themselves, which nothing could be made of."""
-    if node in parents:
-        yield Problem(place(path), "refers to itself", node.start_mark.line + 1)
-        return
+def _twice(node: yaml.Node, path: Path) -> Iterator[tuple[Path, str]]:
     seen: dict[str | int, int] = {}
     for step, (key, value) in _children(node):
-        line = key.start_mark.line + 1
         if step in seen and step != "<<":
-            yield Problem(place((*path, step)), f"stands twice, first in line {seen[step]}", line)
-        seen.setdefault(step, line)
-        yield from _twice(value, (*path, step), (*parents, node))
+            yield (*path, step), f"stands twice, first in line {seen[step]}"
+        seen.setdefault(step, key.start_mark.line + 1)
+        yield from _twice(value, (*path, step))
 
 
 def _without_nulls(value: Any) -> Any:

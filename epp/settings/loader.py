@@ -58,7 +58,7 @@ def resolve(text: str, origin: str | FilePath, registry: Registry, context: Call
     """The same as `load`, for those who want to see what was filled in."""
     document = read(text, str(origin))
     folder = origin.parent if isinstance(origin, FilePath) else None
-    report = Report()
+    report = Report(errors=list(document.twice))
     config = decode_config(document.value, report)
     resolved = None
     if config is not None:

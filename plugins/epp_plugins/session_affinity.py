@@ -1,0 +1,245 @@
+"""session-affinity-scorer, session-affinity-filter: keep a session's requests on one endpoint.
+
+What it does
+    The endpoint that a session is pinned to gets 1 from the scorer and all others 0. The filter keeps that endpoint
+    alone if it is among the candidates, and everybody if it isn't or there is no session; it does so whatever the
+    endpoint's load, so prefer the scorer unless a session can't move.
+
+    With the strategy `encoded_endpoint_header` the pin travels with the client: each response carries a header with the
+    Base64 of the endpoint's id (`namespace/name`), and the client sends it back. It holds across restarts and replicas.
+    The token is neither secret nor signed; whoever makes one up gets to choose among the candidates, and no further.
+
+    With the strategy `session_id` the client names its session, and this process remembers the endpoint. A session is
+    pinned by its first request, and anew when its endpoint is not among the candidates, has left the pool or has
+    restarted. A request that goes elsewhere for other reasons leaves the pin alone and doesn't prolong it. At most
+    100,000 sessions are remembered; beyond, the one that was used longest ago goes.
+
+Reads
+    The request's headers.
+
+Writes
+    With `encoded_endpoint_header` the response header.
+
+Parameters
+    - `strategy` (`encoded_endpoint_header`): or `session_id`.
+    - `encodedEndpointHeaderConfig`: `header` (`x-session-token`), of request and response.
+    - `sessionIdConfig`: `sources` ([{`header`: x-session-id}]), the first with a value counts; `evictionTtlSeconds`
+      (300), how long an unused session is remembered; `evictionSweepSeconds` (10), accepted: sessions that are past it
+      are dropped as others come. A source of `attribute` and `producer` is refused: this version has no session
+      producer.
+    - `profileName` (""): the profile whose pick is pinned; "" for the one that the request goes to.
+
+Example:
+    plugins:
+    - type: session-affinity-scorer
+      parameters:
+        strategy: session_id
+        sessionIdConfig:
+          sources:
+          - header: x-conversation-id
+          evictionTtlSeconds: 600
+    - type: queue-scorer
+    schedulingProfiles:
+    - name: default
+      plugins:
+      - pluginRef: session-affinity-scorer
+        weight: 3
+      - pluginRef: queue-scorer
+
+Where it departs from llm-d, and why
+    The sessions of an endpoint that restarts are forgotten, as its cache is. What is remembered is bounded in number
+    and in bytes: session ids come from clients and are kept as digests.
+"""
+
+import base64
+import binascii
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+from pydantic import Field, StringConstraints, model_validator
+
+import epp.plugin
+from epp.plugin import Candidates, Context, Decision, Floats, Mask, Pick, Request
+
+MAX_SESSIONS = 100_000
+_SWEPT_AT_ONCE = 16  # a request adds one session at most, so the sweep keeps up, and none of them pays for all
+
+HeaderName = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+
+
+class HeaderConfig(epp.plugin.Parameters):
+    """`encodedEndpointHeaderConfig`."""
+
+    header: HeaderName = "x-session-token"
+
+
+class SessionSource(epp.plugin.Parameters):
+    """One entry of `sessionIdConfig.sources`."""
+
+    header: HeaderName | None = None
+    attribute: str | None = None
+    producer: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "SessionSource":
+        if (self.header is None) == (self.attribute is None):
+            raise ValueError("a source is either a header or an attribute")
+        if self.attribute is not None:
+            raise ValueError("sources of attributes need session-id-producer, which this version doesn't have yet")
+        return self
+
+
+class SessionIdConfig(epp.plugin.Parameters):
+    """`sessionIdConfig`."""
+
+    sources: tuple[SessionSource, ...] = Field(default=(SessionSource(header="x-session-id"),), min_length=1)
+    eviction_ttl_seconds: float = Field(default=300.0, gt=0)
+    eviction_sweep_seconds: float = Field(default=10.0, gt=0)
+
+
+class SessionParameters(epp.plugin.Parameters):
+    """See the module's manual."""
+
+    strategy: Literal["encoded_endpoint_header", "session_id"] = "encoded_endpoint_header"
+    encoded_endpoint_header_config: HeaderConfig = HeaderConfig()
+    session_id_config: SessionIdConfig = SessionIdConfig()
+    profile_name: str = ""
+
+
+class _Strategy(Protocol):
+    def pinned(self, request: Request, c: Candidates) -> Mask | None:
+        """The session's endpoint among the candidates, shape (n,); None without a session."""
+
+    def pin(self, request: Request, pick: Pick, c: Candidates) -> None:
+        """Remembers what was picked for the request."""
+
+    def response_headers(self, pick: Pick) -> Mapping[str, str]:
+        """What to tell the client."""
+        ...
+
+
+class _Token:
+    """The pin travels with the client, as the endpoint's id in a header."""
+
+    def __init__(self, header: str) -> None:
+        self._header = header
+
+    def pinned(self, request: Request, c: Candidates) -> Mask | None:
+        token = request.headers.get(self._header)
+        if not token:
+            return None
+        try:
+            return c.named(base64.b64decode(token, validate=True).decode())
+        except (binascii.Error, ValueError):
+            return None
+
+    def pin(self, request: Request, pick: Pick, c: Candidates) -> None:
+        pass
+
+    def response_headers(self, pick: Pick) -> Mapping[str, str]:
+        return {self._header: base64.b64encode(pick.endpoints[0].id.encode()).decode()}
+
+
+class _Sessions:
+    """The pins of the strategy `session_id`: session to slot, its epoch and the time; used longest ago first.
+
+    A slot's epoch counts how often it has become void: a pin of an earlier one is no pin.
+    """
+
+    def __init__(self, config: SessionIdConfig, now: Callable[[], float]) -> None:
+        self._headers = [source.header for source in config.sources if source.header]
+        self._ttl = config.eviction_ttl_seconds
+        self._now = now
+        self._pins: OrderedDict[bytes, tuple[int, int, float]] = OrderedDict()
+        self._epochs: dict[int, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<{len(self._pins)} sessions>"
+
+    def _session(self, request: Request) -> bytes | None:
+        named = next((value for header in self._headers if (value := request.headers.get(header))), None)
+        return hashlib.blake2b(named.encode(), digest_size=16).digest() if named else None
+
+    def _slot(self, session: bytes | None) -> int | None:
+        pin = self._pins.get(session) if session else None
+        if pin is None:
+            return None
+        slot, epoch, seen = pin
+        return slot if epoch == self._epochs.get(slot, 0) and self._now() - seen <= self._ttl else None
+
+    def pinned(self, request: Request, c: Candidates) -> Mask | None:
+        slot = self._slot(self._session(request))
+        return None if slot is None else c.slots == slot
+
+    def pin(self, request: Request, pick: Pick, c: Candidates) -> None:
+        session, picked = self._session(request), pick.slots[0]
+        slot = self._slot(session)
+        if session and (slot in {None, picked} or not (c.slots == slot).any()):
+            self._pins[session] = (picked, self._epochs.get(picked, 0), self._now())
+            self._pins.move_to_end(session)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        for _ in range(_SWEPT_AT_ONCE):
+            oldest = next(iter(self._pins), None)
+            if oldest is None or (self._slot(oldest) is not None and len(self._pins) <= MAX_SESSIONS):
+                return
+            del self._pins[oldest]
+
+    def response_headers(self, pick: Pick) -> Mapping[str, str]:
+        return {}
+
+    def forget(self, slot: int) -> None:
+        """Its cache is gone, and with it the reason to come back."""
+        self._epochs[slot] = self._epochs.get(slot, 0) + 1
+
+
+class _SessionAffinity:
+    """What the scorer and the filter share: whom a session is pinned to."""
+
+    stability = "alpha"
+    Parameters = SessionParameters
+
+    def __init__(self, parameters: SessionParameters, context: Context) -> None:
+        self._profile = parameters.profile_name
+        if parameters.strategy == "session_id":
+            sessions = _Sessions(parameters.session_id_config, context.now)
+            context.pool.watch(sessions)
+            self._strategy: _Strategy = sessions
+        else:
+            self._strategy = _Token(parameters.encoded_endpoint_header_config.header)
+
+    def _pick(self, decision: Decision) -> Pick | None:
+        return decision.picks.get(self._profile) if self._profile else decision.primary
+
+    def picked(self, request: Request, decision: Decision, c: Candidates) -> None:
+        """Pins the session to what was picked."""
+        pick = self._pick(decision)
+        if pick is not None:
+            self._strategy.pin(request, pick, c)
+
+    def response_headers(self, request: Request, decision: Decision) -> Mapping[str, str]:
+        """The token, with the strategy `encoded_endpoint_header`."""
+        pick = self._pick(decision)
+        return {} if pick is None else self._strategy.response_headers(pick)
+
+
+class SessionAffinityScorer(_SessionAffinity):
+    """Prefers the endpoint that the request's session is pinned to: 1 for it, 0 for all others."""
+
+    def score(self, request: Request, c: Candidates) -> Floats:
+        """1 for the pinned endpoint, else 0, shape (n,)."""
+        pinned = self._strategy.pinned(request, c)
+        return np.zeros(len(c)) if pinned is None else pinned.astype(np.float64)
+
+
+class SessionAffinityFilter(_SessionAffinity):
+    """Keeps the endpoint that the request's session is pinned to, or everybody if that is not a candidate."""
+
+    def keep(self, request: Request, c: Candidates) -> Mask:
+        """The pinned endpoint, if it is a candidate, shape (n,)."""
+        pinned = self._strategy.pinned(request, c)
+        return pinned if pinned is not None and pinned.any() else np.ones(len(c), dtype=bool)
