@@ -1,0 +1,149 @@
+"""What the demo shows while it runs: a live table in a terminal, one line a second elsewhere."""
+
+import math
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from epp.demo.watch import Choice, Row, Snapshot
+
+_LINE_EVERY = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a pass is; `elapsed` in seconds."""
+
+    title: str
+    elapsed: float
+    sent: int
+    answered: int
+    failed: int
+
+    def __str__(self) -> str:
+        counts = f"{self.sent} sent, {self.answered} answered, {self.failed} failed"
+        return f"{self.title} {self.elapsed:5.1f} s  {counts}"
+
+
+class Display(Protocol):
+    """Shows the state of a pass again and again; a context manager."""
+
+    def __enter__(self) -> Self:
+        """Takes the screen."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Gives it back, with the last state on it."""
+
+    def show(self, progress: Progress, snapshot: Snapshot) -> None:
+        """Shows the state at this moment."""
+
+
+def display(console: Console) -> Display:
+    """The one that fits the console."""
+    return LiveTable(console) if console.is_terminal else Lines(console)
+
+
+class LiveTable:
+    """Replaces what it showed before."""
+
+    def __init__(self, console: Console) -> None:
+        """Shows nothing yet."""
+        self._live = Live(console=console, auto_refresh=False)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, progress: Progress, snapshot: Snapshot) -> None:
+        """Draws both tables anew."""
+        self._live.update(Group(endpoints(progress, snapshot), decisions(snapshot)), refresh=True)
+
+
+class Lines:
+    """Prints a line, at most one a second."""
+
+    def __init__(self, console: Console) -> None:
+        """Prints nothing yet."""
+        self._console = console
+        self._next = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is held."""
+
+    def show(self, progress: Progress, snapshot: Snapshot) -> None:
+        """Prints the state, unless the last line is too fresh."""
+        if progress.elapsed < self._next:
+            return
+        self._next = progress.elapsed + _LINE_EVERY
+        parts = [f"{progress}", *map(_short, snapshot.rows)]
+        self._console.print("  ".join(parts), soft_wrap=True, highlight=False, markup=False)
+
+
+def _short(row: Row) -> str:
+    port = row.address.rpartition(":")[2]
+    return (
+        f"| :{port} waiting {_whole(row.waiting)} running {_whole(row.running)} "
+        f"KV {_percent(row.kv_usage)} hits {_percent(row.hit_ratio)}"
+    )
+
+
+def endpoints(progress: Progress, snapshot: Snapshot) -> Table:
+    """A row an endpoint."""
+    table = Table(title=str(progress), title_justify="left", expand=False)
+    table.add_column("endpoint")
+    for head in ("waiting", "running", "KV use", "in flight", "prefix hits", "requests"):
+        table.add_column(head, justify="right")
+    for row in snapshot.rows:
+        numbers = (row.waiting, row.running), (row.inflight,)
+        table.add_row(
+            row.address,
+            *map(_whole, numbers[0]),
+            _percent(row.kv_usage),
+            *map(_whole, numbers[1]),
+            _percent(row.hit_ratio),
+            _whole(row.requests),
+        )
+    return table
+
+
+def decisions(snapshot: Snapshot) -> Table:
+    """A row for each of the last decisions: the totals of all candidates, and what made up the highest."""
+    table = Table(title="last decisions", title_justify="left", expand=False)
+    for head in ("request", "sent to", "total scores", "of which"):
+        table.add_column(head, no_wrap=True)
+    for choice in snapshot.choices:
+        table.add_row(choice.request_id[:8], choice.destination or choice.error, _totals(choice), _parts(choice))
+    return table
+
+
+def _totals(choice: Choice) -> str:
+    best = sorted(choice.totals.items(), key=lambda item: (-item[1], item[0]))
+    return "  ".join(f":{address.rpartition(':')[2]} {total:.2f}" for address, total in best)
+
+
+def _parts(choice: Choice) -> str:
+    return " + ".join(f"{value:.2f} {name.removesuffix('-scorer')}" for name, value in choice.parts.items())
+
+
+def _whole(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.0f}"
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.0%}"
