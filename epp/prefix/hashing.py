@@ -16,8 +16,6 @@ blocks (``benchmarks/prefix.py``):
 | 1 kB     | 4 us       | 4 us     | 2 us                   |
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from itertools import chain, cycle
 from struct import Struct

@@ -1,7 +1,5 @@
 """What one endpoint holds of the tree, in the order in which it will be evicted."""
 
-from __future__ import annotations
-
 from array import array
 from itertools import repeat
 

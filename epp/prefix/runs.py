@@ -9,8 +9,6 @@ Holders are bits: ``full[run]`` has the bit of each holder that has all of the r
 have only its beginning. Whoever has any of a run has all of its parent.
 """
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Iterator
 from typing import Final
@@ -40,6 +38,10 @@ class Runs:
         self.blocks = 0
         self._free: Final = array("i")
         self._used = 0  # runs ever made: the rows from here on are untouched
+
+    def columns(self) -> tuple[memoryview, ...]:
+        """The numbers that are kept of each run."""
+        return self.parent, self.length, self.children, self.first, self.last
 
     def create(self, parent: int, hashes: bytes, holders: int) -> int:
         """Adds a run at the end of ``parent`` (or `NONE`)."""

@@ -13,8 +13,6 @@ is touched: it is as old as the part below it.
 No clock, no randomness: the same calls give the same index.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections import deque
 from sys import maxsize
@@ -352,6 +350,7 @@ class PrefixIndex:
     def _release(self, holder: Holder) -> None:
         """Nothing has the holder's bit any more: its number is free."""
         self._free.append(holder.number)
+        self._holders[holder.number] = self._holders[0]
         self._by_age = [entry for entry in self._by_age if entry[1] != holder.number]
         heapq.heapify(self._by_age)
         if not self._runs.count:
