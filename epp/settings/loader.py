@@ -4,9 +4,10 @@ The steps and rules are those of llm-d's loader (its `EndpointPickerConfig`), so
 Where it leaves the order to chance, file order decides.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import Any
 
 from epp.plugin import Context, Router
 from epp.settings.decode import decode_config
@@ -28,12 +29,12 @@ class Resolved:
     """A configuration with everything that was left out filled in.
 
     Attributes:
-        config: the file's model.
+        value: the file as it was read.
         instances: every plugin, the injected ones too, by name.
         router: what they make together.
     """
 
-    config: EndpointPickerConfig
+    value: Mapping[str, Any]
     instances: dict[str, Instance]
     router: Router
 
@@ -107,7 +108,7 @@ def _resolve(config: EndpointPickerConfig, instances: Instances, document: Docum
         warnings=tuple(str(_problem(document, *warning)) for warning in report.warnings),
         origin=document.origin,
     )
-    return Resolved(config, instances.by_name, router)
+    return Resolved(document.value, instances.by_name, router)
 
 
 def _parsers(config: EndpointPickerConfig, instances: Instances, report: Report) -> list[Instance]:

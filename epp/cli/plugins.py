@@ -1,0 +1,75 @@
+"""``epp plugins``: lists the plugins; ``epp plugins TYPE`` prints one's manual."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from epp.errors import ConfigError
+from epp.settings import PluginClass, Registry
+from epp.settings.problems import suggestion
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit status is 0, 1 if a plugin can't be had, 2 for wrong usage."""
+    options = _parser().parse_args(arguments)
+    registry = Registry.installed()
+    return _one(registry, options) if options.type else _all(registry, options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="epp plugins", description=__doc__)
+    parser.add_argument("type", nargs="?", metavar="TYPE", help="a type, or a file such as ./my_scorer.py")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+def _one(registry: Registry, options: argparse.Namespace) -> int:
+    try:
+        found = registry.find(options.type, Path.cwd())
+    except KeyError:
+        hint = suggestion(options.type, registry.types)
+        print(f'epp plugins: "{options.type}" is no known type{hint}', file=sys.stderr)
+        return 1
+    except ConfigError as error:
+        print(f"epp plugins: {options.type}: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(_described(found) | {"manual": found.manual}, indent=2) if options.json else found.manual)
+    return 0
+
+
+def _all(registry: Registry, options: argparse.Namespace) -> int:
+    found: list[PluginClass] = []
+    failed: dict[str, str] = {}
+    for name in registry.types:
+        try:
+            found.append(registry.find(name))
+        except ConfigError as error:
+            failed[name] = str(error)
+    if options.json:
+        print(json.dumps([_described(plugin) for plugin in found], indent=2))
+    else:
+        _table([(plugin.type, ", ".join(plugin.kinds), plugin.summary) for plugin in found])
+    for name, reason in failed.items():
+        print(f"epp plugins: {name}: {reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _described(plugin: PluginClass) -> dict[str, Any]:
+    return {
+        "type": plugin.type,
+        "kinds": plugin.kinds,
+        "stability": plugin.stability,
+        "deprecated": plugin.deprecated or None,
+        "summary": plugin.summary,
+        "module": plugin.cls.__module__,
+    }
+
+
+def _table(rows: Sequence[tuple[str, str, str]]) -> None:
+    rows = [("TYPE", "KIND", "SUMMARY"), *rows]
+    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for name, kinds, summary in rows:
+        print(f"{name:{first}}  {kinds:{second}}  {summary}".rstrip())
