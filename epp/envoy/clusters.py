@@ -59,8 +59,8 @@ def discovery(name: str, addresses: tuple[Address, ...], health_port: int | None
         return {"type": "STATIC", "load_assignment": assignment}
     dns = typed(
         "envoy.extensions.clusters.dns.v3.DnsCluster",
-        # of an engine's addresses in both families, the picker may name any
-        dns_lookup_family="ALL",
+        # IPv4 addresses, and IPv6 ones only where there are no others: as the picker does it
+        dns_lookup_family="V4_PREFERRED",
         # not the TTL: Docker's is ten minutes, and a restarted container has another address at once
         dns_refresh_rate="1s",
         dns_failure_refresh_rate={"base_interval": "1s", "max_interval": "2s"},
