@@ -91,6 +91,7 @@ async def _run(arguments: argparse.Namespace, logs: Path) -> int:
         asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
     comparison = await _unless(interrupted, compare(options, logs, console))
     if comparison is None:
+        print("epp demo: interrupted", file=sys.stderr)
         return INTERRUPTED
     if arguments.json:
         _write(json.dumps(comparison.data()), arguments.json)
