@@ -105,7 +105,8 @@ def check_unique(declared: Iterable[Declared]) -> None:
     seen: dict[tuple[str, ...], str] = {}
     for entry in declared:
         keys = [("address", f"{entry.host}:{port}") for port in entry.ports]
-        named = [("name", entry.namespace, entry.name)] if entry.name else []
+        names = [f"{entry.name}-rank-{rank}" for rank in range(len(entry.ports))] if entry.ranked else [entry.name]
+        named = [("name", entry.namespace, name) for name in names if name]
         for key in (*keys, *named):
             if key in seen:
                 raise ConfigError(f"{entry.place}: its {key[0]} {key[-1]} is also that of {seen[key]}; remove one")

@@ -19,7 +19,7 @@ from epp.keys import CACHE_BLOCK_SIZE, CACHE_BLOCKS, KV_USAGE, RUNNING, WAITING,
 Combine = Literal["sum", "max"]
 
 _NAME = re.compile(r"\s*([A-Za-z_:][\w:]*)\s*(?:\{(.*)\}\s*)?", re.DOTALL)
-_MATCHER = re.compile(r'\s*([A-Za-z_]\w*)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^",{}]*?))\s*(?:,|$)', re.DOTALL)
+_MATCHER = re.compile(r'\s*([A-Za-z_]\w*)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^"=,{}]*?))\s*(?:,|$)', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
