@@ -85,9 +85,8 @@ def pool(
     """A pool of as many endpoints as the lists are long; see `candidates` for the arguments."""
     values = {_key(name): column for name, column in known.items()} | dict(columns or {})
     sets = {keys.ACTIVE_MODELS: active_models, keys.WAITING_MODELS: waiting_models}
-    number = _count(
-        count, [*values.values(), *sets.values(), names, stale, () if isinstance(labels, Mapping) else labels]
-    )
+    each = () if isinstance(labels, Mapping) else labels
+    number = _count(count, [*values.values(), *sets.values(), names, stale, each])
     made = Pool(capacity=max(number, 1))
     for index in range(number):
         own = labels if isinstance(labels, Mapping) else each[index] if each else {}
