@@ -477,7 +477,7 @@ class EventUsage:
     def feed(self, data: bytes, *, end: bool) -> None:
         """The next piece of the body, split anywhere; `end` with the last one."""
         whole = len(data) if end else data.rfind(b"\n") + 1
-        if not whole:
+        if not whole and not end:
             self._line.add(data)
             return
         lines = data[:whole]
