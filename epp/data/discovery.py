@@ -66,7 +66,7 @@ class Discovery:
         options: see `DiscoveryOptions`.
         resolve: looks up a host name.
         on_error: hears of a file that can't be used and of names that don't resolve, once per change.
-        on_pool: hears of the ids of endpoints added and removed.
+        on_pool: hears of the ids of endpoints added and removed; one with a new address is both.
     """
 
     def __init__(
@@ -211,21 +211,21 @@ class Discovery:
         return wanted
 
     def _apply(self, wanted: dict[str, Endpoint]) -> None:
-        removed = [endpoint_id for endpoint_id in self._mine if endpoint_id not in wanted]
-        added = [endpoint_id for endpoint_id in wanted if endpoint_id not in self._mine]
-        moved = {(wanted[new].hostport, wanted[new].metrics_port): new for new in added}
-        for known in removed:
-            old = self._mine[known]
-            new = moved.get((old.hostport, old.metrics_port))
-            if new is None:
-                self._pool.remove(known)
+        gone = [endpoint_id for endpoint_id in self._mine if endpoint_id not in wanted]
+        new = [endpoint_id for endpoint_id in wanted if endpoint_id not in self._mine]
+        moved = [known for known, old in self._mine.items() if known in wanted and _place(wanted[known]) != _place(old)]
+        new_at = {_place(wanted[endpoint_id]): wanted[endpoint_id] for endpoint_id in new}
+        for endpoint_id in gone:
+            renamed = new_at.get(_place(self._mine[endpoint_id]))
+            if renamed is None:
+                self._pool.remove(endpoint_id)
             else:
-                self._pool.rename(known, wanted[new])
+                self._pool.rename(endpoint_id, renamed)
         for endpoint in wanted.values():
             self._pool.add(endpoint)
         self._mine = wanted
-        if added or removed:
-            self._on_pool(added, removed)
+        if gone or new or moved:
+            self._on_pool(new + moved, gone + moved)
 
     # --- what goes wrong
 
@@ -254,6 +254,10 @@ def _expand(entry: Declared, addresses: Sequence[str]) -> Iterable[Endpoint]:
             if entry.ranked:
                 name = f"{name}-rank-{rank}"
             yield Endpoint(name, address, port, entry.namespace, entry.labels, entry.metrics_port)
+
+
+def _place(endpoint: Endpoint) -> tuple[str, int | None]:
+    return endpoint.hostport, endpoint.metrics_port
 
 
 def _signature(file: Path) -> Signature | None:
