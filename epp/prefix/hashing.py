@@ -5,15 +5,14 @@ the piece plus the running sum of its block hashes; the key of the next piece is
 key. Two prefixes that differ in one block differ by a sum of independent 64-bit hashes from there on, so they collide
 with a probability of about 2^-64 for whoever doesn't know the secret.
 
-Two things make it fast. No step needs the previous block's hash, so the loop over the blocks runs in C (``map``), which
-halves the time of ``h = xxh3(block, h)``. And the hashes of a piece that was seen before come from a memo, found
-by its key: one xxh3 pass over the text instead of a call a block. Medians on two shared 2020s server cores, 256-byte
-blocks (``benchmarks/prefix.py``):
+Two things make it fast. No step needs the previous block's hash, so the loop over the blocks runs in C (``map``). And
+the hashes of a piece that was seen before come from a memo, found by its key: one xxh3 pass over the text instead of a
+call a block. Medians of ``benchmarks/prefix.py``, 256-byte blocks, two shared cores:
 
-| prompt   | first time | repeated | ``h = xxh3(block, h)`` |
-|----------|------------|----------|------------------------|
-| 400 kB   | 190 us     | 21 us    | 250 us                 |
-| 1 kB     | 4 us       | 4 us     | 2 us                   |
+| prompt | first time | repeated | plain ``h = xxh3(block, h)`` |
+|--------|------------|----------|------------------------------|
+| 400 kB | 190 us     | 24 us    | 240 us                       |
+| 1 kB   | 4 us       | 4 us     | 1 us                         |
 """
 
 from functools import lru_cache

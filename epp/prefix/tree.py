@@ -39,9 +39,10 @@ class PrefixIndex:
     forgotten among them. A slot means the same as in the pool; a holder's number is its bit in the runs, so that a slot
     can be reused at once.
 
-    Eviction is in slices of `SLICE` runs an insert, the inserting slot's first, so that no call takes long: after a
-    long prompt that takes the place of hundreds of short ones, or a cut of the capacity, a slot holds too much for a
-    few inserts more, anybody's. Otherwise, and after `settle`, the capacity is exact.
+    Eviction is in slices of `SLICE` runs an insert, the inserting slot's first, so that a call doesn't take long: after
+    a long prompt that takes the place of hundreds of short ones, a slot holds up to an eighth too much for a few
+    inserts more, anybody's; after a cut of its capacity as much as it had. Otherwise, and after `settle`, capacities
+    are exact.
 
     Args:
         memory_bytes: budget. When it is reached the blocks go that are the oldest of all endpoints'.
@@ -129,10 +130,10 @@ class PrefixIndex:
         holder = self._slots.get(slot) or self._join(slot)
         words = chain.data[: max(0, holder.capacity)]
         if len(words):
-            before = len(holder.stamps)
+            before, had = len(holder.stamps), holder.used
             self._hold(holder, self._grow(holder, words))
             self._stamps += len(holder.stamps) - before
-            self._settle(SLICE - self._evict(holder, SLICE))
+            self._settle(SLICE - self._evict(holder, SLICE, max(had, holder.capacity + holder.capacity // 8)))
             self._fit()
 
     def forget(self, slot: int) -> None:
@@ -228,10 +229,19 @@ class PrefixIndex:
 
     # Eviction
 
-    def _evict(self, holder: Holder, most: int) -> int:
-        """Brings the holder down to its capacity, or puts it in the queue after ``most`` runs. Returns how many."""
+    def _evict(self, holder: Holder, most: int, limit: int = maxsize) -> int:
+        """Brings the holder down to its capacity; or only to the limit, and into the queue, if that takes more steps.
+
+        Args:
+            holder: with too much, or not.
+            most: runs.
+            limit: blocks.
+
+        Returns:
+            The number of runs.
+        """
         count = 0
-        while count < most and holder.used > holder.capacity:
+        while holder.used > holder.capacity and (count < most or holder.used > limit):
             count += self._undo(holder, holder.used - holder.capacity)
         if not holder.late and (holder.gone or holder.used > holder.capacity):
             holder.late = True

@@ -352,16 +352,41 @@ def test_a_forgotten_slot_is_empty_at_once_and_can_be_reused(index):
     assert match(index, "abdefg", 5) == [6]
 
 
-def test_no_insert_frees_more_than_a_slice(index):
+def test_an_insert_frees_a_slice_and_the_next_ones_the_rest(index):
     """A long prompt takes the place of a few of hundreds of short ones now, and of the rest in later inserts."""
-    index.set_capacity(0, 400)
-    for i in range(400):
+    index.set_capacity(0, 800)
+    for i in range(800):
         index.insert(0, HASHER.chain(i, b"x", 1))
-    index.insert(0, HASHER.chain(0, bytes(300), 1))
-    assert index.blocks(0) == 700 - SLICE
-    for i in range(20):
+    index.insert(0, HASHER.chain(0, bytes(100), 1))
+    assert index.blocks(0) == 900 - SLICE
+    index.insert(1, HASHER.chain(0, b"y", 1))
+    assert 800 < index.blocks(0) < 900 - SLICE
+    for _ in range(5):
+        index.insert(1, HASHER.chain(0, b"y", 1))
+    assert index.blocks(0) == 800
+
+
+def test_a_slot_is_never_more_than_an_eighth_above_its_capacity(index):
+    """However many long prompts take the place of short ones."""
+    index.set_capacity(0, 800)
+    for i in range(800):
+        index.insert(0, HASHER.chain(i, b"x", 1))
+    for i in range(10):
+        index.insert(0, HASHER.chain(i, bytes(300), 1))
+        assert index.blocks(0) <= 900
+
+
+def test_a_cut_of_the_capacity_takes_effect_in_slices(index):
+    """And what is inserted meanwhile does not make it worse."""
+    for i in range(800):
+        index.insert(0, HASHER.chain(i, b"x", 1))
+    index.set_capacity(0, 100)
+    assert index.blocks(0) == 800 - SLICE
+    index.insert(0, HASHER.chain(0, bytes(60), 1))
+    assert index.blocks(0) == 800 - SLICE
+    for i in range(40):
         index.insert(1, HASHER.chain(i, b"y", 1))
-    assert index.blocks(0) == 400
+    assert (index.blocks(0), index.match(HASHER.chain(0, bytes(60), 1), np.array([0]))[0]) == (100, 60)
 
 
 def test_memory_stays_within_the_budget_and_the_oldest_of_all_goes():
