@@ -134,6 +134,7 @@ _NO_EXTRAS = (None,) * len(_EXTRAS)
 
 _PREAMBLE = _Request.__struct_fields__[_Request.__struct_fields__.index("chat_template") :]
 _preamble = attrgetter(*_PREAMBLE)
+_NO_PREAMBLE = _preamble(_Request())
 
 _decode_request = msgspec.json.Decoder(_Request).decode
 
@@ -179,9 +180,11 @@ def _part(part: Any) -> bytes:
 
 def _add_preamble(out: list[bytes], request: _Request) -> None:
     """Adds what is rendered before the first message."""
-    for name, raw in zip(_PREAMBLE, _preamble(request), strict=True):
-        if raw and (value := _canonical(bytes(raw))):
-            out += (_FIELD, name.encode(), _VALUE, value)
+    preamble = _preamble(request)
+    if preamble != _NO_PREAMBLE:
+        for name, raw in zip(_PREAMBLE, preamble, strict=True):
+            if raw and (value := _canonical(bytes(raw))):
+                out += (_FIELD, name.encode(), _VALUE, value)
 
 
 def _add_message(out: list[bytes], role: Any, content: Any) -> None:

@@ -369,6 +369,7 @@ def scramble(value: Any, random: Random) -> str:
     return f"{space()}{json.dumps(value, ensure_ascii=random.random() < 0.5)}{space()}"
 
 
+@settings(deadline=None)
 @given(bodies, st.integers(0, 2**32))
 def test_spacing_key_order_and_escapes_do_not_matter(body: dict[str, Any], seed: int) -> None:
     """However a client writes its JSON, the same request is read."""
@@ -377,6 +378,7 @@ def test_spacing_key_order_and_escapes_do_not_matter(body: dict[str, Any], seed:
         assert getattr(one, name) == getattr(other, name), name
 
 
+@settings(deadline=None)
 @given(bodies, st.lists(messages, max_size=3))
 def test_a_conversation_that_goes_on_keeps_its_prefix(body: dict[str, Any], more: list[Any]) -> None:
     """The bytes of a conversation are a prefix of those of the same conversation with further messages."""
@@ -386,6 +388,7 @@ def test_a_conversation_that_goes_on_keeps_its_prefix(body: dict[str, Any], more
     assert (one == other) == (not more)
 
 
+@settings(deadline=None)
 @given(st.lists(messages.filter(lambda m: m["role"] != "tool"), min_size=1), st.lists(messages))
 def test_responses_keep_their_prefix_too(items: list[Any], more: list[Any]) -> None:
     one, other = (parse(RESPONSES, input=sequence, instructions="i").prompts[0] for sequence in (items, items + more))
@@ -395,6 +398,7 @@ def test_responses_keep_their_prefix_too(items: list[Any], more: list[Any]) -> N
 plain = st.lists(st.tuples(st.sampled_from(["user", "assistant"]), texts), min_size=1, max_size=4)
 
 
+@settings(deadline=None)
 @given(plain, plain)
 def test_different_chats_have_different_bytes(left: list[tuple[str, str]], right: list[tuple[str, str]]) -> None:
     """No text can imitate the boundary of a message."""
@@ -410,7 +414,7 @@ def check_read_or_refused(path: str, body: bytes) -> None:
     assert all(isinstance(prompt, bytes) for prompt in prompts)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     st.sampled_from(PATHS),
     st.binary(max_size=50) | st.dictionaries(texts, values).map(lambda v: json.dumps(v).encode()),
@@ -423,6 +427,7 @@ def test_a_body_is_read_or_refused(path: str, body: bytes) -> None:
     check_read_or_refused(path, body)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(PATHS), st.data())
 def test_odd_values_of_known_fields_are_read_or_refused(path: str, data: st.DataObject) -> None:
     """As above, with the fields that the parser looks at."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from epp_plugins.openai import RESPONSE_BYTES, EventUsage, JsonUsage, OpenAIParser
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epp.plugin import Usage
@@ -139,6 +139,7 @@ def test_usage_of_an_event_stream_split_anywhere(end: str, space: str) -> None:
     assert {read_events(cut(data, [place])) for place in range(len(data) + 1)} == {Usage(97, 40)}
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["\n", "\r\n"]), st.lists(st.integers(0, 700), max_size=20))
 def test_usage_of_an_event_stream_in_random_pieces(end: str, places: list[int]) -> None:
     data = stream(end, " ")
