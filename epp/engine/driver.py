@@ -7,7 +7,7 @@ more than ``MAX_LATE``.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from epp.engine.metrics import EngineMetrics, Gauges
@@ -86,11 +86,18 @@ class Driver:
     State: ``_streams`` (by request id) and ``_work`` (set while the model may have requests).
     """
 
-    def __init__(self, model: Model, metrics: EngineMetrics, clock: Callable[[], float] = time.monotonic) -> None:
-        """``clock`` gives seconds; it is read before and after each step."""
+    def __init__(
+        self,
+        model: Model,
+        metrics: EngineMetrics,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """``clock`` gives seconds and is read before and after each step; ``sleep`` lets them pass."""
         self.model = model
         self.metrics = metrics
         self._clock = clock
+        self._sleep = sleep
         self._streams: dict[str, Stream] = {}
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
@@ -127,7 +134,7 @@ class Driver:
             batch = self.model.schedule(now)
             self._note(batch)
             ends = max(ends, now - MAX_LATE) + batch.duration
-            await asyncio.sleep(max(0.0, ends - self._clock()))
+            await self._sleep(max(0.0, ends - self._clock()))
             self._deliver(self.model.update(batch))
 
     def _note(self, batch: Batch) -> None:
