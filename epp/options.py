@@ -49,7 +49,6 @@ class ServeOptions:
     # Configuration
     config_file: str
     config_text: str
-    allow_experimental_plugins: bool
 
     # Listening
     grpc_port: int
@@ -97,7 +96,6 @@ class ServeOptions:
     enable_pprof: bool
     tracing: bool
     verbosity: int
-    zap_encoder: str
 
     warnings: tuple[str, ...] = ()
 

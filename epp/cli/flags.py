@@ -183,6 +183,8 @@ def _remarks(values: Mapping[str, Any], given: Given) -> Iterator[str]:
         yield "--tls-cipher-suites has no effect: it is for TLS 1.2, which --tls-min-version=VersionTLS13 rules out"
     if given.get(BY_SPELLING["health-checking"]) is False:
         yield "--health-checking=false has no effect: gRPC health is always on the ext_proc port, too"
+    if given.get(BY_SPELLING["zap-encoder"]) == "console":
+        yield "--zap-encoder=console has no effect: log lines are JSON"
     interval = given.get(BY_SPELLING["refresh-metrics-interval"], _SHORTEST_SCRAPE)
     if interval < _SHORTEST_SCRAPE:
         yield f"--refresh-metrics-interval={interval * 1000:g}ms is too short: it is 50ms"

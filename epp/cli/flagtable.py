@@ -65,7 +65,7 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
     "Configuration": (
         Flag("config-file", a.FILE, "", "an EndpointPickerConfig"),
         Flag("config-text", a.TEXT, "", "the same, inline"),
-        Flag("allow-experimental-plugins", a.BOOL, "false", "permit plugins that llm-d calls Alpha"),
+        Flag("allow-experimental-plugins", a.BOOL, "false", "what llm-d calls Alpha; always permitted", own_field=""),
     ),
     "Listening": (
         Flag("grpc-port", a.PORT, "9002", "where Envoy asks (ext_proc); 0 is a free port, as for all ports"),
@@ -128,7 +128,7 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         Flag("tracing", a.BOOL, "true", "OpenTelemetry", "accepted", "traces aren't built yet"),
         Flag("v", a.INT, "2", "verbosity: 0 errors, 1 warnings, 2 normal, 4 debug, 5 trace", own_field="verbosity"),
         Flag("zap-log-level", a.LEVEL, "", "the same as a name: error, warn, info, debug; or a number", own_field=""),
-        Flag("zap-encoder", a.ENCODER, "json", "the form of log lines: json or console"),
+        Flag("zap-encoder", a.ENCODER, "json", "the form of log lines; always json", own_field=""),
         Flag("zap-devel", a.BOOL, "false", "zap's development mode", "accepted", _LOGS, ""),
         Flag("zap-stacktrace-level", a.TEXT, "", "from which level on", "accepted", _LOGS, ""),
         Flag("zap-time-encoding", a.TEXT, "", "the form of times", "accepted", _LOGS, ""),

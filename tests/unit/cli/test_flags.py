@@ -108,7 +108,6 @@ VALUES: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
     "zap's level": (["--zap-log-level=debug"], {"verbosity": 4}),
     "zap's level as a number": (["--zap-log-level", "5", "-v", "1"], {"verbosity": 5}),
     "errors only": (["--zap-log-level=error"], {"verbosity": 0}),
-    "console": (["--zap-encoder=console"], {"zap_encoder": "console"}),
     "scraping over https": (
         ["--model-server-metrics-scheme=https", "--model-server-metrics-https-insecure-skip-verify=false"],
         {"model_server_metrics_scheme": "https", "model_server_metrics_https_insecure_skip_verify": False},
@@ -192,6 +191,8 @@ WARNINGS: dict[str, tuple[Sequence[str], list[str]]] = {
     ),
     "no health": (["--health-checking=false"], ["--health-checking=false has no effect"]),
     "health": (["--health-checking"], []),
+    "a form of log lines": (["--zap-encoder=console"], ["--zap-encoder=console has no effect: log lines are JSON"]),
+    "the form of log lines": (["--zap-encoder", "json", "--allow-experimental-plugins"], []),
     "metrics in the open": (["--metrics-bind-address=0.0.0.0"], ["--metrics-bind-address: whoever reaches it"]),
     "metrics in the open, as wished": (["--metrics-bind-address=0.0.0.0", "--metrics-endpoint-auth=false"], []),
     "authentication": (
@@ -225,7 +226,7 @@ def test_a_flag_without_effect_says_so_once(arguments: Sequence[str], messages: 
 def test_kserve_without_tls_leaves_four_empty_arguments() -> None:
     """The preset of KServe 0.20, verbatim, with --config-text appended by its controller."""
     options = parse(*KSERVE_PLAIN, "--config-text", CONFIG)
-    assert (options.pool_name, options.pool_namespace, options.zap_encoder) == ("llama-inference-pool", "demo", "json")
+    assert (options.pool_name, options.pool_namespace) == ("llama-inference-pool", "demo")
     assert (options.grpc_port, options.grpc_health_port, options.config_text) == (9002, 9003, CONFIG)
     assert options.secure_serving
     assert options.cert_path == ""

@@ -1,5 +1,8 @@
 """`epp serve` hands its options on, and answers mistakes with an exit status."""
 
+import subprocess
+import sys
+
 import pytest
 
 from epp.cli import serve
@@ -37,6 +40,12 @@ def test_an_unusable_configuration_is_status_1(capsys: pytest.CaptureFixture[str
 def test_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert serve.main(["-v=3", "--help", "stray"], _never) == 0
     assert "--grpc-health-port PORT" in capsys.readouterr().out
+
+
+def test_reading_the_command_line_does_not_load_grpc() -> None:
+    """gRPC must not be there yet when its cipher suites are set."""
+    script = "import sys, epp.__main__, epp.cli.serve; sys.exit('grpc' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def _never(options: ServeOptions) -> int:
