@@ -71,12 +71,13 @@ class LiveTable:
 
 
 class Lines:
-    """Prints a line, at most one a second."""
+    """Prints a line, at most one a second, and at the end the last decisions."""
 
     def __init__(self, console: Console) -> None:
         """Prints nothing yet."""
         self._console = console
         self._next = 0.0
+        self._choices: tuple[Choice, ...] = ()
 
     def __enter__(self) -> Self:
         return self
@@ -84,15 +85,21 @@ class Lines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is held."""
+        """Prints what the live table has on the screen all the time."""
+        for choice in self._choices:
+            where = choice.destination or choice.error
+            self._print(f"decision {choice.request_id[:8]} to {where}  {_totals(choice)}  = {_parts(choice)}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def show(self, progress: Progress, snapshot: Snapshot) -> None:
         """Prints the state, unless the last line is too fresh."""
+        self._choices = snapshot.choices
         if progress.elapsed < self._next:
             return
         self._next = progress.elapsed + _LINE_EVERY
-        parts = [f"{progress}", *map(_short, snapshot.rows)]
-        self._console.print("  ".join(parts), soft_wrap=True, highlight=False, markup=False)
+        self._print("  ".join([f"{progress}", *map(_short, snapshot.rows)]))
 
 
 def _short(row: Row) -> str:
