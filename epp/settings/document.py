@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from epp.settings.problems import InvalidConfig, Path, Problem
 
+_ENDLESS = "refers to itself, or is nested too deep"
 _TAG = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0o?[0-7_]+|0|[1-9][0-9_]*)")
 _FLOAT = re.compile(
@@ -21,12 +23,20 @@ _FLOAT = re.compile(
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with Go's scalars."""
+    """The safe loader with Go's scalars and JSON's keys."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own spelling)
         first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_TAG) in {"bool", "null", "merge"}]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:  # type: ignore[override]
+        """Keys are text, whatever they look like."""
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConstructorError("while reading a mapping", node.start_mark, "a key is text", key.start_mark)
+        return {key.value: self.construct_object(value, deep) for key, value in node.value}
 
 
 for _tag, _pattern in (("int", _INT), ("float", _FLOAT)):
@@ -71,12 +81,14 @@ def read(text: str, origin: str) -> Document:
         value = yaml.load(text, _Loader)  # noqa: S506 (a subclass of the safe loader)
     except yaml.YAMLError as error:
         raise InvalidConfig(origin, [_syntax(error)]) from None
+    except RecursionError:
+        raise InvalidConfig(origin, [Problem("", _ENDLESS)]) from None
     if root is None or not isinstance(value, dict):
         raise InvalidConfig(origin, [Problem("", "must be a mapping with apiVersion and kind")])
     try:
         return Document(origin, _without_nulls(value), root, tuple(_twice(root, ())))
     except RecursionError:
-        raise InvalidConfig(origin, [Problem("", "refers to itself, or is nested too deep")]) from None
+        raise InvalidConfig(origin, [Problem("", _ENDLESS)]) from None
 
 
 def _syntax(error: yaml.YAMLError) -> Problem:
@@ -104,12 +116,7 @@ def _twice(node: yaml.Node, path: Path) -> Iterator[tuple[Path, str]]:
 
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {_key(key): _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
         return [_without_nulls(item) for item in value]
     return value
-
-
-def _key(key: object) -> str:
-    """A key as JSON has it: text, whatever it looks like."""
-    return str(key).lower() if isinstance(key, bool) else str(key)

@@ -15,7 +15,7 @@ from epp.settings.dependencies import resolve_producers
 from epp.settings.document import Document, read
 from epp.settings.instances import Instance, Instances
 from epp.settings.models import API_VERSION, DEPRECATED_API_VERSION, EndpointPickerConfig
-from epp.settings.problems import InvalidConfig, Path, Problem, Report, place
+from epp.settings.problems import InvalidConfig, Path, Problem, Report, listed, place
 from epp.settings.profiles import resolve_handler, resolve_profiles
 from epp.settings.registry import Registry
 from epp.settings.sections import check_data_layer, check_feature_gates, check_flow_control
@@ -120,7 +120,7 @@ def _parsers(config: EndpointPickerConfig, instances: Instances, report: Report)
         if parser is None:
             continue
         if not parser.is_a("parser"):
-            report.error(path, f"{parser.title} is no parser, but a {' and '.join(parser.kinds)}")
+            report.error(path, f"{parser.title} is no parser, it is: {listed(parser.kinds)}")
         elif parser.type in found:
             report.warning(path, f"a parser of the type {parser.type} stands above already: this one has no effect")
         else:
@@ -142,5 +142,5 @@ def _parser_refs(config: EndpointPickerConfig) -> list[tuple[Path, str]]:
 def _warn_of_unused(instances: Instances, used: Iterable[Instance], report: Report) -> None:
     used = set(used)
     for instance in instances.by_name.values():
-        if instance not in used and not instance.hooked and instance.plugin is not None:
+        if instance.path and instance.plugin and instance not in used and not instance.hooked:
             report.warning(instance.path, f"{instance.title} is referred to by nothing, so it has no effect")

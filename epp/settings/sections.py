@@ -74,7 +74,7 @@ def _check(references: Iterator[_Reference] | list[_Reference], instances: Insta
             instances.refer(name, path)
             continue
         if kind not in kinds:
-            report.error(path, f'"{name}" is no {kind}, but a {" and ".join(kinds)}')
+            report.error(path, f'"{name}" is no {kind}, it is: {listed(kinds)}')
 
 
 def _data_references(config: EndpointPickerConfig) -> Iterator[_Reference]:

@@ -1,0 +1,259 @@
+"""What is wrong with a configuration: the place, what is allowed, the nearest name; and all of it at once."""
+
+import pytest
+
+from epp.errors import ConfigError
+from epp.settings import InvalidConfig, resolve
+from epp.testing import context
+
+ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param(
+            "plugin: []",
+            "plugin: unknown key; allowed: apiVersion, kind, featureGates, plugins, schedulingProfiles, requestHandler, "
+            'parser, dataLayer, flowControl, saturationDetector; did you mean "plugins"?',
+            id="unknown key",
+        ),
+        pytest.param(
+            "plugins: [{type: queue-scorer, params: {}}]",
+            'plugins[0].params: unknown key; allowed: type, name, parameters; did you mean "parameters"?',
+            id="unknown key in a list",
+        ),
+        pytest.param(
+            "flowControl: {defaultPriorityBand: {maxByte: 1}}",
+            "flowControl.defaultPriorityBand.maxByte: unknown key; allowed: maxBytes, maxRequests, fairnessPolicyRef, "
+            'orderingPolicyRef; did you mean "maxBytes"?',
+            id="unknown key deep inside",
+        ),
+        pytest.param("plugins: [{name: a}]", "plugins[0].type: is required", id="no type"),
+        pytest.param("plugins: [{type: ''}]", 'plugins[0].type: string must have at least 1 character, not ""', id="empty"),
+        pytest.param("plugins: {}", "plugins: must be a valid array, not {}", id="no list"),
+        pytest.param(
+            "plugins: [{type: queue-scorer, parameters: [1]}]",
+            "plugins[0].parameters: must be an object, not [1]",
+            id="parameters of the wrong type",
+        ),
+        pytest.param(
+            "plugins: [{type: queue-scoror}]",
+            'plugins[0].type: "queue-scoror": unknown type; did you mean "queue-scorer"?',
+            id="misspelt type",
+        ),
+        pytest.param(
+            "plugins: [{type: zzz}]",
+            'plugins[0].type: "zzz": unknown type; `epp plugins` lists all, a file is written ./my_scorer.py',
+            id="unknown type",
+        ),
+        pytest.param(
+            "plugins: [{type: latency-scorer}]",
+            "plugins[0].type: \"latency-scorer\": llm-d has this type, this version doesn't have it yet (it belongs to "
+            "latency prediction)",
+            id="llm-d's type, not built yet",
+        ),
+        pytest.param(
+            "plugins: [{type: queue-scorer}, {type: queue-scorer}]",
+            'plugins[1].name: "queue-scorer" is taken by an earlier plugin; names are unique',
+            id="same name",
+        ),
+        pytest.param(
+            "plugins: [{type: queue-scorer, parameters: {a: 1}}]",
+            'plugins[0].parameters: "queue-scorer" can\'t be built: takes no parameters, but got "a"',
+            id="no parameters",
+        ),
+        pytest.param(
+            "plugins: [{type: tuned-scorer, parameters: {maxcount: 1}}]",
+            "plugins[0].parameters.maxcount: unknown key; allowed: maxCount, mode, inner, oldCount; did you mean "
+            '"maxCount"?',
+            id="misspelt parameter",
+        ),
+        pytest.param(
+            "plugins: [{type: tuned-scorer, parameters: {max_count: 1}}]",
+            "plugins[0].parameters.max_count: unknown key; allowed: maxCount, mode, inner, oldCount; did you mean "
+            '"maxCount"?',
+            id="snake case",
+        ),
+        pytest.param(
+            "plugins: [{type: tuned-scorer, parameters: {inner: {upper: 1}}}]",
+            'plugins[0].parameters.inner.upper: unknown key; allowed: upperBound; did you mean "upperBound"?',
+            id="misspelt parameter inside",
+        ),
+        pytest.param(
+            "plugins: [{type: tuned-scorer, parameters: {maxCount: '3'}}]",
+            'plugins[0].parameters.maxCount: must be a valid integer, not "3"',
+            id="text for a number",
+        ),
+        pytest.param(
+            "plugins: [{type: tuned-scorer, parameters: {maxCount: -3}}]",
+            "plugins[0].parameters.maxCount: must be greater than or equal to 0, not -3",
+            id="out of bounds",
+        ),
+        pytest.param(
+            "plugins: [{type: tuned-scorer, parameters: {mode: fsat}}]",
+            "plugins[0].parameters.mode: must be 'fast' or 'slow', not \"fsat\"",
+            id="no such value",
+        ),
+        pytest.param(
+            "plugins: [{type: choosy-scorer}]",
+            'plugins[0].parameters: "choosy-scorer" can\'t be built: RuntimeError: no licence',
+            id="constructor raises",
+        ),
+        pytest.param(
+            "plugins: [{type: queue-scorer}]\nschedulingProfiles: [{name: a, plugins: [{pluginRef: qeue-scorer}]}]",
+            'schedulingProfiles[0].plugins[0].pluginRef: no plugin is called "qeue-scorer"; there are: queue-scorer; '
+            'did you mean "queue-scorer"?',
+            id="undefined reference",
+        ),
+        pytest.param(
+            ONE, 'schedulingProfiles[0].plugins[0].pluginRef: no plugin is called "queue-scorer"; there are: none',
+            id="a type is no plugin",
+        ),
+        pytest.param("schedulingProfiles: [{}]", "schedulingProfiles[0].name: is required", id="profile without name"),
+        pytest.param(
+            "schedulingProfiles: [{name: a}, {name: a}]",
+            'schedulingProfiles[1].name: a profile "a" stands above already; names are unique',
+            id="same profile",
+        ),
+        pytest.param(
+            "schedulingProfiles: [{name: a, plugins: [{weight: 1}]}]",
+            "schedulingProfiles[0].plugins[0].pluginRef: is required",
+            id="no reference",
+        ),
+        pytest.param(
+            "plugins: [{type: queue-scorer}]\n"
+            "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer, weight: much}]}]",
+            'schedulingProfiles[0].plugins[0].weight: must be a valid number, not "much"',
+            id="weight is text",
+        ),
+        pytest.param(
+            "plugins: [{type: queue-scorer}]\n"
+            "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer, weight: .inf}]}]",
+            "schedulingProfiles[0].plugins[0].weight: must be a finite number, not Infinity",
+            id="weight is infinite",
+        ),
+        pytest.param(
+            "plugins: [{type: random-picker}, {type: max-score-picker}]",
+            'plugins: profile "default" has several pickers, one is allowed: "random-picker" (plugins[0]), '
+            '"max-score-picker" (plugins[1])',
+            id="two pickers",
+        ),
+        pytest.param(
+            "schedulingProfiles: [{name: a}, {name: b}]",
+            "plugins: no profile handler configured, which several profiles need: a, b",
+            id="no handler",
+        ),
+        pytest.param(
+            "plugins: [{type: two-profiles-handler}, {type: single-profile-handler}]",
+            'plugins: multiple profile handlers found, exactly one is needed: "two-profiles-handler" (plugins[0]), '
+            '"single-profile-handler" (plugins[1])',
+            id="two handlers",
+        ),
+        pytest.param(
+            "plugins: [{type: single-profile-handler}]\nschedulingProfiles: [{name: a}, {name: b}]",
+            "plugins[0]: single-profile-handler runs exactly one profile, there are: a, b",
+            id="single handler, two profiles",
+        ),
+        pytest.param(
+            "requestHandler: {parsers: [{pluginRef: openai-parsre}]}",
+            'requestHandler.parsers[0].pluginRef: "openai-parsre": unknown type; did you mean "openai-parser"?',
+            id="unknown parser",
+        ),
+        pytest.param(
+            "requestHandler: {parsers: [{pluginRef: anthropic-parser}]}",
+            "requestHandler.parsers[0].pluginRef: \"anthropic-parser\": llm-d has this type, this version doesn't have "
+            "it yet (it belongs to Anthropic's API)",
+            id="parser not built yet",
+        ),
+        pytest.param(
+            "plugins: [{type: watcher}]\nrequestHandler: {parsers: [{pluginRef: watcher}]}",
+            'requestHandler.parsers[0].pluginRef: "watcher" (plugins[0]) is no parser, it is: observer',
+            id="no parser",
+        ),
+        pytest.param("parser: {pluginRef: queue-scorer}", 'parser.pluginRef: "queue-scorer" is no parser, it is: scorer',
+                     id="no parser under the old key"),
+    ],
+)  # fmt: skip
+def test_one_error(errors, text, expected):
+    """Each error names its place, what is allowed, and the nearest known name."""
+    assert errors(text) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        pytest.param("kind: EndpointPickerConfig", "apiVersion: is required", id="no apiVersion"),
+        pytest.param("apiVersion: llm-d.ai/v1alpha1", "kind: is required", id="no kind"),
+        pytest.param(
+            "apiVersion: llm-d.ai/v1\nkind: EndpointPickerConfig",
+            "apiVersion: must be 'llm-d.ai/v1alpha1' or 'inference.networking.x-k8s.io/v1alpha1', not \"llm-d.ai/v1\"",
+            id="apiVersion",
+        ),
+        pytest.param(
+            "apiVersion: llm-d.ai/v1alpha1\nkind: InferencePool",
+            "kind: must be 'EndpointPickerConfig', not \"InferencePool\"",
+            id="kind",
+        ),
+    ],
+)
+def test_identity(registry, head, expected):
+    """A file must say what it is, and its other errors are still found."""
+    with pytest.raises(InvalidConfig) as caught:
+        resolve(f"{head}\nplugins: [{{type: nothing-like-it}}]", "f", registry, context)
+    assert [problem.place for problem in caught.value.problems].count("plugins[0].type") == 1
+    assert expected in map(str, caught.value.problems)
+
+
+def test_all_at_once(errors):
+    """Errors of every step are found in one go, by line, and one slip is one error."""
+    found = errors("""
+featureGates: [flowcontrol]
+plugins:
+- type: tuned-scorer
+  parameter: {maxCount: no number}
+- type: queue-scorrer
+- type: random-picker
+- type: random-picker
+schedulingProfiles:
+- name: a
+  plugins:
+  - pluginref: queue-scorer
+    weight: high
+  - pluginRef: nobody
+requestHandler:
+  parsers:
+  - pluginRef: vllmgrpc-parser
+parser: {pluginRef: openai-parser}
+parser: {pluginRef: openai-parser}
+""")
+    assert [message.partition(": ")[0] for message in found] == [
+        "featureGates[0]",
+        "plugins[0].parameters.maxCount",
+        "plugins[0].parameter",
+        "plugins[1].type",
+        "plugins[3].name",
+        "schedulingProfiles[0].plugins[0].pluginref",
+        "schedulingProfiles[0].plugins[0].weight",
+        "schedulingProfiles[0].plugins[1].pluginRef",
+        "requestHandler.parsers[0].pluginRef",
+        "parser",
+    ]
+
+
+def test_message(registry):
+    """The error is a ConfigError whose text has a line for each problem, with the file and the line in it."""
+    with pytest.raises(ConfigError) as caught:
+        resolve("kind: EndpointPickerConfig\nplugins:\n- tpye: a\n", "dir/epp.yaml", registry, context)
+    assert str(caught.value).splitlines() == [
+        "dir/epp.yaml: apiVersion: is required",
+        'dir/epp.yaml:3: plugins[0].tpye: unknown key; allowed: type, name, parameters; did you mean "type"?',
+        'dir/epp.yaml:3: plugins[0].type: "a": unknown type; `epp plugins` lists all, a file is written ./my_scorer.py',
+    ]
+
+
+def test_long_values_are_cut(errors):
+    """A message doesn't repeat a whole section."""
+    (message,) = errors("plugins: {" + ", ".join(f"key{i}: value" for i in range(50)) + "}")
+    assert len(message) < 120
+    assert message.endswith("...")
