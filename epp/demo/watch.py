@@ -3,7 +3,6 @@
 import asyncio
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import aiohttp
 from epp.demo.stack import Stack
 
 _SAMPLE = re.compile(r"^([\w:]+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 _DECISIONS = 5
 
 
@@ -80,8 +80,10 @@ async def look(http: aiohttp.ClientSession, stack: Stack) -> Snapshot:
 
 
 def _row(address: str, page: str, inflight: float) -> Row:
+    found = samples(page)
+
     def read(name: str) -> float:
-        values = [value for _, value in samples(page, f"vllm:{name}")]
+        values = [value for _, value in found.get(f"vllm:{name}", ())]
         return sum(values) if values else math.nan
 
     return Row(
@@ -97,14 +99,17 @@ def _row(address: str, page: str, inflight: float) -> Row:
 
 
 def _inflight(page: str) -> dict[str, float]:
-    return {labels.get("endpoint_name", ""): value for labels, value in samples(page, "llm_d_epp_inflight_requests")}
+    """In-flight requests by the endpoint's name, which is its address where nothing else was given."""
+    found = samples(page).get("llm_d_epp_inflight_requests", ())
+    return {dict(_LABEL.findall(labels)).get("endpoint_name", ""): value for labels, value in found}
 
 
-def samples(page: str, name: str) -> Iterator[tuple[dict[str, str], float]]:
-    """The samples of one name on a page of Prometheus' text format, with their labels."""
-    for found, labels, value in _SAMPLE.findall(page):
-        if found == name:
-            yield dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)
+def samples(page: str) -> dict[str, list[tuple[str, float]]]:
+    """A page of Prometheus' text format by name: the labels as they stand there, and the value."""
+    found: dict[str, list[tuple[str, float]]] = {}
+    for name, labels, value in _SAMPLE.findall(page):
+        found.setdefault(name, []).append((labels, float(value)))
+    return found
 
 
 def choice(record: dict[str, Any]) -> Choice:

@@ -143,7 +143,8 @@ class EngineMetrics:
                 running_lora_adapters=",".join(sorted(gauges.lora_running)),
                 waiting_lora_adapters=",".join(sorted(gauges.lora_waiting)),
             )
-            _family(lines, "vllm:lora_requests_info", "gauge", "Adapters in use; when.", (adapters, gauges.now))
+            about = "Adapters of the running and waiting requests; the value is the time."
+            _family(lines, "vllm:lora_requests_info", "gauge", about, (adapters, gauges.now))
 
     def _render_counters(self, lines: list[str]) -> None:
         own = self._labels

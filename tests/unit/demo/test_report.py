@@ -112,7 +112,7 @@ def test_elsewhere_a_line_a_second_and_the_decisions_at_the_end() -> None:
 
 def test_samples_of_a_page() -> None:
     page = '# TYPE a gauge\na{x="1",y="two words"} 3.5\nab 1\na 2\n'
-    assert list(samples(page, "a")) == [({"x": "1", "y": "two words"}, 3.5), ({}, 2.0)]
+    assert samples(page) == {"a": [('x="1",y="two words"', 3.5), ("", 2.0)], "ab": [("", 1.0)]}
 
 
 def test_a_decision_as_a_row() -> None:
