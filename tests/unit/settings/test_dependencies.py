@@ -100,20 +100,19 @@ def test_fetchers_write():
 def test_unknown_producer():
     """A key whose producer is neither configured nor a type is an error at its reader."""
     text = "plugins: [{type: length-producer}, {type: prefix-scorer, parameters: {producer: lenght-producer}}]"
-    assert errors({}, text) == [
+    (message,) = errors({}, text)
+    assert message == (
         'plugins[1]: "prefix-scorer" (plugins[1]) reads matched_tokens from the producer "lenght-producer", which is '
         'neither configured nor a known type; did you mean "length-producer"?'
-    ]
+    )
 
 
 def test_producer_not_built_yet():
     """llm-d's producers that are not built yet are called that."""
     text = "plugins: [{type: prefix-scorer, parameters: {producer: precise-prefix-cache-producer}}]"
-    assert errors({}, text) == [
-        'plugins[0]: "prefix-scorer" (plugins[0]) reads matched_tokens from the producer '
-        '"precise-prefix-cache-producer", which this version doesn\'t have yet (it belongs to a prefix index fed by KV '
-        "events)"
-    ]
+    (message,) = errors({}, text)
+    assert message.startswith('plugins[0]: "prefix-scorer" (plugins[0]) reads matched_tokens from the producer ')
+    assert message.endswith("which this version doesn't have yet (it belongs to a prefix index fed by KV events)")
 
 
 def test_wrong_producer():
@@ -127,9 +126,8 @@ def test_wrong_producer():
 def test_producer_without_effect():
     """A type that has no effect yet writes nothing."""
     text = "plugins: [{type: prefix-scorer, parameters: {producer: tokens}}, {type: token-producer, name: tokens}]"
-    assert errors({}, text) == [
-        'plugins[0]: "prefix-scorer" (plugins[0]) reads matched_tokens from "tokens" (plugins[1]), which has no effect yet'
-    ]
+    (message,) = errors({}, text)
+    assert message.endswith('reads matched_tokens from "tokens" (plugins[1]), which has no effect yet')
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
     [
         pytest.param(
             "plugin: []",
-            "plugin: unknown key; allowed: apiVersion, kind, featureGates, plugins, schedulingProfiles, requestHandler, "
-            'parser, dataLayer, flowControl, saturationDetector; did you mean "plugins"?',
+            "plugin: unknown key; allowed: apiVersion, kind, featureGates, plugins, schedulingProfiles, "
+            'requestHandler, parser, dataLayer, flowControl, saturationDetector; did you mean "plugins"?',
             id="unknown key",
         ),
         pytest.param(
@@ -30,7 +30,9 @@ ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
             id="unknown key deep inside",
         ),
         pytest.param("plugins: [{name: a}]", "plugins[0].type: is required", id="no type"),
-        pytest.param("plugins: [{type: ''}]", 'plugins[0].type: string must have at least 1 character, not ""', id="empty"),
+        pytest.param(
+            "plugins: [{type: ''}]", 'plugins[0].type: string must have at least 1 character, not ""', id="empty type"
+        ),
         pytest.param("plugins: {}", "plugins: must be a valid array, not {}", id="no list"),
         pytest.param(
             "plugins: [{type: queue-scorer, parameters: [1]}]",
@@ -171,8 +173,11 @@ ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
             'requestHandler.parsers[0].pluginRef: "watcher" (plugins[0]) is no parser, it is: observer',
             id="no parser",
         ),
-        pytest.param("parser: {pluginRef: queue-scorer}", 'parser.pluginRef: "queue-scorer" is no parser, it is: scorer',
-                     id="no parser under the old key"),
+        pytest.param(
+            "parser: {pluginRef: queue-scorer}",
+            'parser.pluginRef: "queue-scorer" is no parser, it is: scorer',
+            id="no parser under the old key",
+        ),
     ],
 )  # fmt: skip
 def test_one_error(errors, text, expected):

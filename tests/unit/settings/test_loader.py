@@ -156,7 +156,8 @@ def test_observers(load):
         pytest.param(
             "plugins: [{type: plain-filter}]\n"
             "schedulingProfiles: [{name: a, plugins: [{pluginRef: plain-filter, weight: 2}]}]",
-            'schedulingProfiles[0].plugins[0].weight: "plain-filter" (plugins[0]) is no scorer: its weight has no effect',
+            'schedulingProfiles[0].plugins[0].weight: "plain-filter" (plugins[0]) is no scorer: its weight has no '
+            "effect",
             id="weight of a filter",
         ),
         pytest.param(

@@ -128,7 +128,9 @@ def test_file_is_read_anew(load_file):
     ("text", "written", "message"),
     [
         pytest.param(SCORER, "./nobody.py", "there is no file .*nobody.py", id="no file"),
-        pytest.param(SCORER, "./my_scorer.py:Scorer", "my_scorer.py has no plugin class Scorer; it has: MyScorer", id="no class"),
+        pytest.param(
+            SCORER, "./my_scorer.py:Scorer", "my_scorer.py has no plugin class Scorer; it has: MyScorer", id="no class"
+        ),
         pytest.param(
             SCORER + OTHER,
             "./my_scorer.py",
@@ -197,5 +199,5 @@ def test_two_packages_claim_a_type(monkeypatch):
     monkeypatch.setattr("epp.settings.registry.entry_points", lambda group: [e for e in entries if e.group == group])
     registry = Registry.installed()
     assert registry.find("random-picker").kinds == ("picker",)
-    with pytest.raises(ConfigError, match="several packages have a plugin of this type: .* and their_package:Scorer"):
+    with pytest.raises(ConfigError, match=r"several packages have a plugin of this type: .* and their_package:Scorer"):
         registry.find("queue-scorer")
