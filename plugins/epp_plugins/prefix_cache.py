@@ -1,0 +1,229 @@
+"""approx-prefix-cache-producer, prefix-cache-scorer: send a prompt to where its beginning is already cached.
+
+What it does
+    The producer keeps an index of what each endpoint should have in its KV cache: the prompts that were sent there, in
+    blocks, least recently used first out, as many as the engine says it can hold. For each request it tells how many
+    tokens at the start of the prompt every endpoint has, contiguously, and how many there are in all. The index learns
+    from the picks alone: a pick enters the prompt at once, for the target of every profile that ran. It never hears
+    what an engine really evicts; an endpoint that leaves or restarts is forgotten in the same moment.
+
+    The scorer turns that into points: the cached share of the prompt, mixed with the cached length,
+
+        w * min(1, matched / scale)**2 + (1 - w) * matched / matchable
+
+    with w = `matchLengthWeight` and scale = `matchLengthScaleTokens`. The share alone prefers a short prompt's full hit
+    to a long prompt's half, though the latter saves more work.
+
+    Tokens are estimated at 4 bytes of prompt each, as llm-d does without a tokenizer. That is about right for English
+    text; for others the shares are right and the lengths are not. The trailing part of a block is no part of the
+    prompt here, as engines cache whole blocks. Prompts share blocks only under the same model and cache salt.
+
+Reads
+    - `cache_blocks`, `cache_block_size`: the engine's `vllm:cache_config_info`, with `autoTune`.
+    - the scorer: `matched_tokens` and `matchable_tokens` of the producer that `prefixMatchInfoProducerName` names.
+
+Writes
+    - `matched_tokens`: the tokens at the start of the prompt that the endpoint is believed to have cached.
+    - `matchable_tokens`: the tokens of the prompt's whole blocks, up to `maxPrefixTokensToMatch`.
+
+    With `autoTune` both are rounded down to whole blocks of the endpoint's own. Several prompts in one request are
+    added up.
+
+Parameters
+    of approx-prefix-cache-producer:
+
+    - `autoTune` (true): take each endpoint's capacity and block size from what its engine reports, once it has.
+    - `blockSizeTokens` (16): the length of a block; less than 64 means 64.
+    - `lruCapacityPerServer` (31250): the blocks that an endpoint holds, without `autoTune` or until its engine reports.
+    - `maxPrefixTokensToMatch` (131072): what comes after in a prompt is not looked at; 0 for `maxPrefixBlocksToMatch`.
+    - `memoryBytes` (268435456, ours): the memory of the index. The oldest blocks of all go when it is used up; a
+      million blocks take from 10 MB (long prompts) to 100 MB (prompts of four blocks).
+    - `maxPrefixBlocksToMatch` (2048): deprecated; the same in blocks, 0 for no limit.
+    - `blockSize` (0): deprecated; in tokens, for `blockSizeTokens` if that is 16.
+
+    of prefix-cache-scorer:
+
+    - `prefixMatchInfoProducerName` (approx-prefix-cache-producer): whose figures to use.
+    - `matchLengthWeight` (0): between 0, the share alone, and 1, the length alone.
+    - `matchLengthScaleTokens` (8192): the cached length from which on more makes no difference.
+
+Example:
+    plugins:
+    - type: approx-prefix-cache-producer
+      parameters:
+        lruCapacityPerServer: 50000
+    - type: prefix-cache-scorer
+      parameters:
+        matchLengthWeight: 0.5
+    schedulingProfiles:
+    - name: default
+      plugins:
+      - pluginRef: prefix-cache-scorer
+        weight: 3
+
+Where it departs from llm-d, and why
+    - A match is contiguous from the start of the prompt, and the end of a prompt is evicted before its beginning. There
+      an endpoint is credited for blocks after a gap, and loses beginnings first: it scores for what no engine can use.
+    - Blocks have one length for the whole pool, whatever engines report. There the first candidate's block size cuts
+      all prompts, so that in a mixed pool, or before its first scrape, nothing matches any more.
+    - The capacity follows the engine's report, converted from its tokens. There it is fixed at an endpoint's first
+      prompt, and engine blocks of 16 tokens count as index blocks of 64: a modelled cache of four times the real one.
+    - A prompt longer than the capacity leaves its beginning; there it leaves blocks that are never removed.
+    - The pick of every profile is entered, whatever its name; there the primary's and that of one named `prefill`.
+    - Entering is part of the decision; there it comes later, and requests in a burst don't see each other.
+    - Model and cache salt are kept apart (there "a" + "bc" is "ab" + "c"), and hashes depend on a random secret, so
+      that nobody can make up prompts that collide.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from pydantic import Field, model_validator
+
+import epp.plugin
+from epp.plugin import (
+    APPROX_PREFIX_PRODUCER,
+    BYTES_PER_TOKEN,
+    CACHE_BLOCK_SIZE,
+    CACHE_BLOCKS,
+    Candidates,
+    Chain,
+    Context,
+    Decision,
+    Floats,
+    Hasher,
+    Key,
+    PrefixIndex,
+    Request,
+    matchable_tokens,
+    matched_tokens,
+)
+
+DEFAULT_BLOCK: Final = 16
+SMALLEST_BLOCK: Final = 64
+"""Tokens, as in llm-d."""
+
+
+class ProducerParameters(epp.plugin.Parameters):
+    """See the module's manual."""
+
+    auto_tune: bool = True
+    block_size_tokens: int = Field(default=DEFAULT_BLOCK, gt=0)
+    lru_capacity_per_server: int = Field(default=31_250, gt=0)
+    max_prefix_tokens_to_match: int = Field(default=131_072, ge=0)
+    memory_bytes: int = Field(default=256 * 2**20, gt=0)
+    max_prefix_blocks_to_match: int = Field(default=2048, ge=0, deprecated='write "maxPrefixTokensToMatch"')
+    block_size: int = Field(default=0, ge=0, deprecated='write "blockSizeTokens"')
+
+    @property
+    def block_tokens(self) -> int:
+        """The length of a block, in tokens."""
+        old: int = dict(self)["block_size"]  # the attribute would warn of itself
+        size = old if old and self.block_size_tokens == DEFAULT_BLOCK else self.block_size_tokens
+        return max(size, SMALLEST_BLOCK)
+
+    @property
+    def most_blocks(self) -> int | None:
+        """The blocks of a prompt that are looked at; None for all."""
+        if self.max_prefix_tokens_to_match:
+            return self.max_prefix_tokens_to_match // self.block_tokens
+        return dict(self)["max_prefix_blocks_to_match"] or None
+
+
+class ApproxPrefixCacheProducer:
+    """Tells how much of the prompt each endpoint has cached, from what has been sent there.
+
+    State: the index and the hasher's memo; and between `produce` and `picked` of one decision the request's chains.
+    """
+
+    Parameters = ProducerParameters
+
+    def __init__(self, parameters: ProducerParameters, context: Context) -> None:
+        self._auto_tune = parameters.auto_tune
+        self._block = parameters.block_tokens
+        self._block_bytes = parameters.block_tokens * BYTES_PER_TOKEN
+        self._default_capacity = parameters.lru_capacity_per_server
+        most = parameters.most_blocks
+        self._most_bytes = None if most is None else most * self._block_bytes
+        self._hasher = Hasher(secret=context.random.getrandbits(64))
+        self._hashed: tuple[Request, list[Chain]] | None = None
+        self.index = PrefixIndex(memory_bytes=parameters.memory_bytes)
+        self._matched, self._matchable = matched_tokens(context.name), matchable_tokens(context.name)
+        self.writes = (self._matched, self._matchable)
+        context.pool.watch(self.index)
+
+    def __repr__(self) -> str:
+        return f"<ApproxPrefixCacheProducer: blocks of {self._block} tokens, {self.index!r}>"
+
+    def produce(self, request: Request, c: Candidates) -> Mapping[Key, Floats]:
+        """The tokens that match and those that could, each of shape (n,)."""
+        chains = self._chains(request)
+        self._hashed = (request, chains)
+        matched = np.zeros(len(c))
+        for chain in chains:
+            matched += self.index.match(chain, c.slots)
+        matched *= self._block
+        matchable = np.full(len(c), float(self._block * sum(map(len, chains))))
+        if self._auto_tune:
+            size = c[CACHE_BLOCK_SIZE]
+            own = np.where(size > 0, size, 1.0)
+            matched, matchable = matched - matched % own, matchable - matchable % own
+        return {self._matched: matched, self._matchable: matchable}
+
+    def picked(self, request: Request, decision: Decision, c: Candidates) -> None:
+        """Enters the prompt for the target of every profile that ran."""
+        known, self._hashed = self._hashed, None
+        chains = known[1] if known and known[0] is request else self._chains(request)
+        for slot in {pick.slots[0] for pick in decision.picks.values()}:
+            self.index.set_capacity(slot, self._capacity(slot, c))
+            for chain in chains:
+                self.index.insert(slot, chain)
+
+    def _chains(self, request: Request) -> list[Chain]:
+        seed = self._hasher.seed(request.model, request.body.cache_salt)
+        prompts = [memoryview(prompt)[: self._most_bytes] for prompt in request.body.prompts]
+        return [self._hasher.chain(seed, prompt, self._block_bytes) for prompt in prompts]
+
+    def _capacity(self, slot: int, c: Candidates) -> int:
+        """Blocks of ours that the endpoint can hold."""
+        if not self._auto_tune:
+            return self._default_capacity
+        tokens = (c[CACHE_BLOCKS] * c[CACHE_BLOCK_SIZE])[c.slots == slot]
+        return int(tokens[0]) // self._block if tokens.size and tokens[0] > 0 else self._default_capacity
+
+
+class ScorerParameters(epp.plugin.Parameters):
+    """See the module's manual."""
+
+    prefix_match_info_producer_name: str = APPROX_PREFIX_PRODUCER
+    match_length_weight: float = Field(default=0.0, ge=0.0, le=1.0)
+    match_length_scale_tokens: float = 8192.0
+
+    @model_validator(mode="after")
+    def _scale(self) -> "ScorerParameters":
+        if self.match_length_weight > 0 and not self.match_length_scale_tokens > 0:
+            raise ValueError("matchLengthScaleTokens must be above 0 if matchLengthWeight is")
+        return self
+
+
+class PrefixCacheScorer:
+    """Prefers endpoints that have the beginning of the prompt cached: 1 for all of it, 0 for nothing."""
+
+    Parameters = ScorerParameters
+
+    def __init__(self, parameters: ScorerParameters) -> None:
+        producer = parameters.prefix_match_info_producer_name or APPROX_PREFIX_PRODUCER
+        self._weight = parameters.match_length_weight
+        self._scale = parameters.match_length_scale_tokens
+        self._matched, self._matchable = matched_tokens(producer), matchable_tokens(producer)
+        self.reads = (self._matched, self._matchable)
+
+    def score(self, request: Request, c: Candidates) -> Floats:
+        """W * min(1, m / scale)**2 + (1 - w) * m / M of the matched tokens m out of M, shape (n,); 0 where M is 0."""
+        matched, matchable = c[self._matched], c[self._matchable]
+        share: Floats = matched / np.maximum(matchable, 1.0)
+        if not self._weight:
+            return share
+        length = np.minimum(1.0, matched / self._scale)
+        return self._weight * length * length + (1.0 - self._weight) * share
