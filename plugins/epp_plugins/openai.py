@@ -299,7 +299,7 @@ _KINDS = {
 
 
 class OpenAIParser:
-    """The plugin `openai-parser`."""
+    """Reads requests of OpenAI's API, and the usage out of the answers."""
 
     paths: tuple[str, ...] = tuple(_KINDS)
 

@@ -35,7 +35,7 @@ _EMPTY = Body()
 
 
 class PassthroughParser:
-    """The plugin `passthrough-parser`."""
+    """Takes every request as it is: no model, no prompts, so load alone decides."""
 
     paths: tuple[str, ...] = ()
 
