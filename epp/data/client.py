@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ class MetricsClient:
             case OSError(errno=code) if code in _OUR_LIMITS:
                 return ScrapeError(f"no connection could be opened on our side: {error}", reachable=None)
             case OSError():
-                reason = error.strerror or str(error) or type(error).__name__
+                reason = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
                 return ScrapeError(f"can't connect: {reason}", reachable=False)
             case _:  # it took the connection, and then answered badly or not at all
                 return ScrapeError(f"no page: {error or type(error).__name__}", reachable=True)

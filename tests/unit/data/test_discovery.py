@@ -327,8 +327,8 @@ async def test_a_name_that_does_not_resolve_at_the_start(setup: Setup, heard: He
     assert setup.endpoints == {"10.0.0.9:1": "10.0.0.9:1"}
     assert heard.errors == [
         (
-            "host llama.svc doesn't resolve: Name or service not known; its endpoints are missing, and it is tried again "
-            "every 0.01 s"
+            "host llama.svc doesn't resolve: Name or service not known; its endpoints are missing, and it is tried "
+            "again every 0.01 s"
         )
     ]
     setup.names.answers["llama"] = ["10.0.0.1"]
