@@ -184,3 +184,24 @@ ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-typ
 def engine_of(labels: Mapping[str, str], keys: tuple[str, ...] = ENGINE_LABELS) -> str:
     """The engine that an endpoint's labels name; "" if none."""
     return next((labels[key] for key in keys if key in labels), "")
+
+
+def with_names(
+    *, waiting: str = "", running: str = "", kv_usage: str = "", lora: str = "", cache_info: str = ""
+) -> tuple[EngineSpec, ...]:
+    """The known engines, vLLM's metrics under other names (selectors) where they are given.
+
+    Raises:
+        ConfigError: a name is no selector.
+    """
+    named = {WAITING: waiting, RUNNING: running, KV_USAGE: kv_usage}
+    given = [gauge(key, name, "max" if key is KV_USAGE else "sum") for key, name in named.items() if name]
+    if cache_info:
+        given += [
+            info(CACHE_BLOCK_SIZE, cache_info, "block_size", "max"),
+            info(CACHE_BLOCKS, cache_info, "num_gpu_blocks"),
+        ]
+    replaced = {reading.key for reading in given}
+    kept = [reading for reading in VLLM.readings if reading.key not in replaced]
+    vllm = EngineSpec(VLLM.name, (*given, *kept), lora or VLLM.lora, VLLM.restarts)
+    return tuple(vllm if engine is VLLM else engine for engine in ENGINES)

@@ -137,6 +137,12 @@ class Scraper:
             self._health.failed(target.slot, reachable=False)
             self._hurry(target)
 
+    def suspected(self, hostport: str) -> None:
+        """A request got a 503 from the endpoint at `ip:port`, or from Envoy in its place: asks for a scrape at once."""
+        target = self._target_at(hostport)
+        if target is not None:
+            self._hurry(target)
+
     def connection_worked(self, hostport: str) -> None:
         """A request got through to the endpoint at `ip:port`: if it is held for unreachable, that is looked into."""
         target = self._target_at(hostport)

@@ -1,0 +1,290 @@
+"""The composition root: builds everything, passes it in, and drains on SIGTERM. Nothing else knows all the parts."""
+
+import asyncio
+import gc
+import logging
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import grpc
+import uvloop
+from aiohttp import web
+
+from epp.data.client import ScrapeOptions
+from epp.data.declared import parse_static
+from epp.data.discovery import Discovery
+from epp.data.engines import with_names
+from epp.data.report import Reader
+from epp.data.scrape import Scraper
+from epp.errors import ConfigError
+from epp.exchange import Health, Observability
+from epp.extproc.events import BodyMode, Modes
+from epp.extproc.health import HealthService
+from epp.extproc.server import ExternalProcessor
+from epp.extproc.tls import server_credentials
+from epp.observe.decisions import Decisions
+from epp.observe.guard import TimingGuard
+from epp.observe.http import application
+from epp.observe.logs import RequestLog, configure
+from epp.observe.metrics import Metrics
+from epp.options import ServeOptions, listen_address
+from epp.pipeline import Options, Pipeline
+from epp.plugin import Context, Router
+from epp.pool import Endpoint, Pool
+from epp.settings import Registry, defaults, load
+
+log = logging.getLogger("epp")
+
+IDLE = 1.0
+"""Seconds without a stream after which a draining picker is done: Envoy has learnt from its health by then."""
+
+
+def run(options: ServeOptions) -> int:
+    """Serves until SIGTERM or SIGINT; the exit status.
+
+    Raises:
+        ConfigError: something that the options name can't be used; the message says what to do.
+    """
+    configure(options.verbosity)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(options))
+
+
+async def _serve(options: ServeOptions) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        app = App(options)
+        await app.start(stack)
+        await stop.wait()
+        await app.drain()
+    log.info("stopped")
+    return 0
+
+
+class App:
+    """All parts of one picker; the ports that it listens on are known once it has started."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        self._options = options
+        self._random = random.Random()
+        self.pool = Pool()
+        self.router = self._load()
+        self.metrics = Metrics(self.pool, options.pool_name or "default", streams=options.enable_grpc_stream_metrics)
+        self.observe = self._observability()
+        self.discovery = self._discovery()
+        self.scraper = self._scraper()
+        self.pipeline = self._pipeline()
+        self.health = HealthService(lambda: self.pool.synced)
+        sent = options.grpc_max_send_msg_size
+        self._grpc = self._grpc_server(
+            ("grpc.max_receive_message_length", options.grpc_max_recv_msg_size),
+            ("grpc.max_send_message_length", -1 if sent is None else sent),
+        )
+        self._health_grpc = self._grpc_server()
+        self.grpc_port = self.health_port = self.metrics_port = 0
+
+    def __repr__(self) -> str:
+        return f"<App: {self.pool!r}, ext_proc on {self.grpc_port}>"
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        """Starts everything; what has to be stopped is left to the stack.
+
+        Raises:
+            ConfigError: a port is taken, a file can't be used.
+        """
+        for warning in (*self._options.warnings, *self.router.warnings):
+            log.warning("%s", warning)
+        await self.discovery.start()
+        stack.push_async_callback(self.discovery.stop)
+        await self.scraper.start()
+        stack.push_async_callback(self.scraper.stop)
+        await self._start_metrics(stack)
+        await self._start_grpc(stack)
+        gc.collect()
+        gc.freeze()  # what lives as long as the process needn't be looked at again
+        log.info(
+            "serving: ext_proc on %d (%s), health on %d, metrics on %s:%d, %d endpoints, configuration: %s",
+            self.grpc_port,
+            "TLS" if self._options.secure_serving else "plaintext",
+            self.health_port,
+            self._options.metrics_bind_address or "*",
+            self.metrics_port,
+            len(self.pool),
+            self.router.origin,
+        )
+
+    async def drain(self) -> None:
+        """Is no longer ready, and goes on serving until no stream has come for a while, `drain_timeout` at most."""
+        self.health.set_ready(False)
+        end = time.monotonic() + self._options.drain_timeout
+        log.info("draining: %d streams in flight", self._streams())
+        quiet_since = time.monotonic()
+        while (now := time.monotonic()) < end and now - quiet_since < IDLE:
+            if self._streams():
+                quiet_since = now
+            await asyncio.sleep(0.02)
+        self.health.close()
+
+    def _streams(self) -> int:
+        return int(self.metrics.streams_inflight.value)
+
+    # --- the parts
+
+    def _load(self) -> Router:
+        options = self._options
+        if options.config_text:
+            text, origin = options.config_text, "--config-text"
+        elif options.config_file:
+            return self._load_file(Path(options.config_file))
+        else:
+            text, origin = defaults.TEXT, defaults.ORIGIN
+        return load(text, origin, Registry.installed(), self._context)
+
+    def _load_file(self, path: Path) -> Router:
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--config-file {path}: can't be read: {error}") from error
+        return load(text, path, Registry.installed(), self._context)
+
+    def _context(self, name: str) -> Context:
+        return Context(name, time.monotonic, self._random, self.pool)
+
+    def _observability(self) -> Observability:
+        families = self.metrics.families
+        guard = TimingGuard(families["llm_d_epp_plugin_duration_seconds"], families["llm_d_epp_plugin_faults_total"])
+        stream = None if self._options.verbosity < 2 else sys.stderr.buffer
+        return Observability(self.metrics, Decisions(), RequestLog(stream), guard)
+
+    def _discovery(self) -> Discovery:
+        options = self._options
+        options.require_source(discovery=False)
+        file = Path(options.endpoints_file) if options.endpoints_file else None
+        return Discovery(
+            self.pool,
+            parse_static(options.endpoints),
+            file,
+            on_error=lambda message: log.error("%s", message),
+            on_pool=self._pool_changed,
+        )
+
+    def _pool_changed(self, added: Sequence[str], removed: Sequence[str]) -> None:
+        for endpoint_id in removed:
+            self.metrics.forget_endpoint(endpoint_id.partition("/")[2])
+        log.info("endpoints: added %s, removed %s", ", ".join(added) or "none", ", ".join(removed) or "none")
+
+    def _scraper(self) -> Scraper:
+        options = self._options
+        insecure = options.model_server_metrics_https_insecure_skip_verify
+        scrape = ScrapeOptions(
+            interval=options.refresh_metrics_interval,
+            scheme=options.model_server_metrics_scheme or "http",
+            path=options.model_server_metrics_path or "/metrics",
+            port=options.model_server_metrics_port or None,
+            insecure=True if insecure is None else insecure,
+        )
+        engines = with_names(
+            waiting=options.total_queued_requests_metric,
+            running=options.total_running_requests_metric,
+            kv_usage=options.kv_cache_usage_percentage_metric,
+            lora=options.lora_info_metric,
+            cache_info=options.cache_info_metric,
+        )
+        return Scraper(
+            self.pool,
+            scrape,
+            now=time.monotonic,
+            random=self._random,
+            reader=Reader(engines),
+            on_scrape=self._scraped,
+            on_change=self._endpoint_changed,
+        )
+
+    def _scraped(self, endpoint: Endpoint, seconds: float, error: str | None) -> None:
+        if error is not None:
+            self.metrics.families["llm_d_epp_datalayer_poll_errors_total"].value("metrics-data-source").inc()
+            log.debug("scrape of %s (%s) failed after %.3f s: %s", endpoint.id, endpoint.hostport, seconds, error)
+
+    def _endpoint_changed(self, endpoint: Endpoint, state: str) -> None:
+        self.metrics.families["llm_d_epp_endpoint_changes_total"].value(state).inc()
+        log.warning("endpoint %s (%s): %s", endpoint.id, endpoint.hostport, _STATES[state])
+
+    def _pipeline(self) -> Pipeline:
+        options = self._options
+        return Pipeline(
+            self.pool,
+            self.router,
+            self.observe,
+            now=time.monotonic,
+            wall=time.time,
+            options=Options(
+                llm_d_status_codes=options.llm_d_status_codes,
+                use_subset=not options.disable_endpoint_subset_filter,
+                emit_scores=options.emit_endpoint_scores,
+            ),
+            health=Health(self.scraper.connection_failed, self.scraper.suspected),
+        )
+
+    # --- the servers
+
+    def _grpc_server(self, *settings: tuple[str, int]) -> grpc.aio.Server:
+        # Without so_reuseport two pickers on one port are an error, not a lottery.
+        return grpc.aio.server(options=[("grpc.so_reuseport", 0), *settings])
+
+    async def _start_grpc(self, stack: AsyncExitStack) -> None:
+        options = self._options
+        mode = BodyMode[options.default_body_mode]
+        processor = ExternalProcessor(
+            self.pipeline.open, Modes(mode, mode), options.max_request_body_bytes, self._crashed
+        )
+        self._grpc.add_generic_rpc_handlers((processor.handler(), self.health.handler()))
+        self._health_grpc.add_generic_rpc_handlers((self.health.handler(),))
+        address = listen_address(options.grpc_bind_address, options.grpc_port)
+        self.grpc_port = _bind(self._grpc, address, "--grpc-port", server_credentials(options, log.warning))
+        health_address = listen_address(options.grpc_bind_address, options.grpc_health_port)
+        self.health_port = _bind(self._health_grpc, health_address, "--grpc-health-port", None)
+        for server in (self._health_grpc, self._grpc):
+            await server.start()
+            stack.push_async_callback(server.stop, 0.5)
+
+    def _crashed(self, error: Exception) -> None:
+        log.error("a request failed on a fault of the endpoint picker's", exc_info=error)
+
+    async def _start_metrics(self, stack: AsyncExitStack) -> None:
+        options = self._options
+        app = application(self.metrics.registry, self.observe.decisions, {})
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, options.metrics_bind_address or None, options.metrics_port, shutdown_timeout=1.0)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(f"--metrics-port {options.metrics_port}: {error.strerror or error}") from error
+        self.metrics_port = runner.addresses[0][1]
+
+
+_STATES = {
+    "out": "taken out after failures in a row; it comes back when a scrape works",
+    "in": "back in",
+    "restarted": "has restarted: what it had cached is forgotten",
+}
+
+
+def _bind(server: grpc.aio.Server, address: str, flag: str, credentials: grpc.ServerCredentials | None) -> int:
+    try:
+        if credentials is None:
+            port: int = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise ConfigError(f"{flag}: {address} can't be listened on, is it taken? ({error})") from error
+    return port
