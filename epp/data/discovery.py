@@ -49,11 +49,16 @@ async def resolve_host(host: str) -> Sequence[str]:
         OSError: it doesn't resolve.
     """
     found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    addresses: dict[int, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
-    for family, _, _, _, address in found:
-        if family in addresses:
-            addresses[family].append(str(address[0]))
-    return addresses[socket.AF_INET] or addresses[socket.AF_INET6]
+    return one_family([(family, str(address[0])) for family, _, _, _, address in found])
+
+
+def one_family(found: Iterable[tuple[int, str]]) -> Sequence[str]:
+    """The IPv4 addresses if there are any, else the IPv6 ones, of pairs of a socket family and an address."""
+    by_family: dict[int, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
+    for family, address in found:
+        if family in by_family:
+            by_family[family].append(address)
+    return by_family[socket.AF_INET] or by_family[socket.AF_INET6]
 
 
 class Discovery:

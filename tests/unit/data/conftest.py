@@ -28,18 +28,22 @@ def capture() -> Callable[[str], bytes]:
 
 
 class Heard:
-    """Records what callbacks say; `until` waits for a condition that is looked at whenever one has been called."""
+    """Records what callbacks say; `until` waits for a condition that is looked at whenever one has been called.
+
+    `fault` is raised by `on_scrape` and `on_pool` as long as it is set.
+    """
 
     def __init__(self) -> None:
         self.scrapes: list[tuple[str, float, str | None]] = []
         self.changes: list[tuple[str, str]] = []
         self.errors: list[str] = []
         self.pools: list[tuple[list[str], list[str]]] = []
+        self.fault: Exception | None = None
         self._something = asyncio.Event()
 
     def on_scrape(self, endpoint: Endpoint, seconds: float, error: str | None) -> None:
         self.scrapes.append((endpoint.name, seconds, error))
-        self._something.set()
+        self.note()
 
     def on_change(self, endpoint: Endpoint, state: str) -> None:
         self.changes.append((endpoint.name, state))
@@ -51,11 +55,13 @@ class Heard:
 
     def on_pool(self, added: Any, removed: Any) -> None:
         self.pools.append((list(added), list(removed)))
-        self._something.set()
+        self.note()
 
     def note(self) -> None:
-        """Something else has happened."""
+        """Something has happened."""
         self._something.set()
+        if self.fault is not None:
+            raise self.fault
 
     def scrapes_of(self, name: str) -> list[str | None]:
         return [error for scraped, _, error in self.scrapes if scraped == name]

@@ -3,14 +3,14 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from epp.data.declared import parse_static
-from epp.data.discovery import Discovery, DiscoveryOptions, resolve_host
+from epp.data.discovery import Discovery, DiscoveryOptions, one_family, resolve_host
 from epp.errors import ConfigError
 from epp.keys import INFLIGHT_REQUESTS
 from epp.pool import Endpoint, Pool
@@ -368,13 +368,11 @@ async def test_a_callback_that_raises_ends_nothing(setup: Setup, heard: Heard) -
     """A fault in what listens is told, and the file is watched on."""
     setup.write(entry("a", 1))
     await setup.start(file=True)
-    assert setup.discovery is not None
-    broken: Callable[..., None] = lambda *_: {}["broken"]  # noqa: E731
-    setup.discovery._on_pool, working = broken, setup.discovery._on_pool
+    heard.fault = KeyError("broken")
     setup.write(entry("b", 2))
     await heard.until(lambda: len(heard.errors) == 1)
     assert "KeyError: 'broken'" in heard.errors[0]
-    setup.discovery._on_pool = working
+    heard.fault = None
     setup.write(entry("c", 3))
     await heard.until(lambda: setup.endpoints == {"c": "10.0.0.3:8000"})
 
@@ -399,14 +397,9 @@ RESOLVED: dict[str, tuple[list[tuple[int, str]], list[str]]] = {
 
 
 @pytest.mark.parametrize(("found", "expected"), RESOLVED.values(), ids=RESOLVED.keys())
-async def test_resolve_host(found: list[tuple[int, str]], expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's addresses, of one family."""
-
-    async def getaddrinfo(host: str, port: None, **named: Any) -> list[Any]:
-        return [(family, 1, 6, "", (address, 0)) for family, address in found]
-
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-    assert await resolve_host("llama.svc") == expected
+def test_one_family(found: list[tuple[int, str]], expected: list[str]) -> None:
+    """A server of two families is one server."""
+    assert one_family(found) == expected
 
 
 async def test_resolve_localhost() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from epp.data.client import ScrapeOptions
+from epp.data.report import Reader, Report
 from epp.data.scrape import Scraper
 from epp.errors import ConfigError
 from epp.keys import (
@@ -45,7 +46,9 @@ class Setup:
         self.heard, self.pool, self.now = heard, Pool(2), time.monotonic
         self.scraper: Scraper | None = None
 
-    async def start(self, *engines: Engine | Endpoint, options: ScrapeOptions = QUICK) -> Scraper:
+    async def start(
+        self, *engines: Engine | Endpoint, options: ScrapeOptions = QUICK, reader: Reader | None = None
+    ) -> Scraper:
         for each in engines:
             self.pool.add(each.endpoint if isinstance(each, Engine) else each)
         self.scraper = Scraper(
@@ -53,6 +56,7 @@ class Setup:
             options,
             now=self.now,
             random=random.Random(7),
+            reader=reader,
             on_scrape=self.heard.on_scrape,
             on_change=self.heard.on_change,
         )
@@ -251,22 +255,29 @@ async def test_one_that_hangs_up(setup: Setup) -> None:
         await setup.scraper.stop()
 
 
-async def test_a_fault_of_ours_is_nobodys_failure(setup: Setup, engine: StartEngine) -> None:
-    """Being out of file descriptors, or a fault in the reader, says nothing of the endpoint: stale, but not out."""
-    server = await engine(page())
-    scraper = await setup.start(server)
+class Faulty(Reader):
+    """A reader that raises while `faulty` is set."""
 
-    class Broken:
-        def read(self, page: bytes, labels: Mapping[str, str]) -> Any:
+    faulty = False
+
+    def read(self, page: bytes, labels: Mapping[str, str]) -> Report:
+        if self.faulty:
             raise RuntimeError("a fault")
+        return super().read(page, labels)
 
+
+async def test_a_fault_of_ours_is_nobodys_failure(setup: Setup, engine: StartEngine) -> None:
+    """A fault in the reader says nothing of the endpoint: stale, but not out."""
+    server = await engine(page())
+    reader = Faulty()
+    await setup.start(server, reader=reader)
     await setup.scraped(server)
-    scraper._reader, reader = Broken(), scraper._reader  # type: ignore[assignment]
+    reader.faulty = True
     await setup.heard.until(lambda: setup.heard.scrapes[-1][2] is not None)
     assert await setup.scraped(server, 5) == "RuntimeError: a fault"
     assert not setup.candidates.fresh.any()
     assert setup.heard.changes == []
-    scraper._reader = reader
+    reader.faulty = False
     await setup.heard.until(lambda: setup.heard.scrapes[-1][2] is None)
 
 
@@ -553,24 +564,21 @@ async def test_an_old_scrape_never_reaches_a_reused_slot(setup: Setup, engine: S
 async def test_an_answer_in_the_instant_of_a_change(setup: Setup, engine: StartEngine, refusing: Endpoint) -> None:
     """Even if the scraper hasn't been told yet, the slot's generation says that the answer is another's."""
     old = await engine(page(waiting=77))
-    scraper = await setup.start(old)
-    await setup.scraped(old)
-    (target,) = scraper._targets.values()
-    fetch = scraper._client.page  # type: ignore[union-attr]
 
-    async def swap(url: str) -> bytes:
-        """The endpoint is replaced between the last byte and what comes of it."""
-        answer = await fetch(url)
-        if old.endpoint.id in setup.pool.slots:
+    class Swapping(Reader):
+        """The endpoint is replaced between the last byte of its page and what comes of it."""
+
+        def read(self, page: bytes, labels: Mapping[str, str]) -> Report:
             setup.pool.remove(old.endpoint.id)
             setup.pool.add(refusing)
-        return answer
+            return super().read(page, labels)
 
-    scraper._client.page = swap  # type: ignore[union-attr, method-assign]
-    await setup.heard.until(lambda: bool(setup.heard.scrapes_of("refusing")))
-    assert setup.slot(refusing) == target.slot
-    assert str(setup.pool.column(WAITING)[target.slot]) == "nan"
-    assert setup.heard.changes in ([], [("refusing", "out")])
+    await setup.start(old, reader=Swapping())
+    slot = setup.slot(old)
+    await setup.scraped(refusing)
+    assert setup.slot(refusing) == slot
+    assert str(setup.pool.column(WAITING)[slot]) == "nan"
+    assert setup.heard.scrapes_of(old.endpoint.name) == []
 
 
 async def test_the_health_of_a_reused_slot(setup: Setup, engine: StartEngine, refusing: Endpoint) -> None:
@@ -658,17 +666,15 @@ async def test_stop_ends_everything(setup: Setup, engine: StartEngine) -> None:
 async def test_a_callback_that_raises_ends_no_schedule(setup: Setup, engine: StartEngine) -> None:
     """The endpoint is scraped on."""
     server = await engine(page())
-    scraper = await setup.start(server)
+    await setup.start(server)
     await setup.scraped(server)
     faults: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
-    scraper._on_scrape = lambda *_: {}["broken"]  # type: ignore[func-returns-value]
-    asked = len(server.requests)
-    server.asked.clear()
-    await server.asked.wait()
-    scraper._on_scrape = setup.heard.on_scrape
-    await setup.scraped(server, 2)
-    assert len(server.requests) > asked
+    setup.heard.fault = KeyError("broken")
+    await setup.scraped(server, 3)
+    setup.heard.fault = None
+    assert await setup.scraped(server, 2) is None
+    assert setup.candidates.fresh.all()
 
 
 # --- https
