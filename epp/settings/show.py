@@ -35,7 +35,9 @@ def to_yaml(resolved: Resolved) -> str:
 def _plugin(instance: Instance) -> dict[str, Any]:
     parameters = instance.raw
     if instance.parameters is not None:
-        parameters = instance.parameters.model_dump(mode="json", by_alias=True, exclude_none=True)
+        fields, given = type(instance.parameters).model_fields, instance.parameters.model_fields_set
+        old = {name for name, info in fields.items() if info.deprecated and name not in given}
+        parameters = instance.parameters.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=old)
     shown: dict[str, Any] = {"name": instance.name, "type": instance.type}
     return {**shown, "parameters": parameters} if parameters else shown
 

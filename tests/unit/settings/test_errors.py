@@ -51,7 +51,7 @@ ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
         ),
         pytest.param(
             "plugins: [{type: latency-scorer}]",
-            "plugins[0].type: \"latency-scorer\": llm-d has this type, this version doesn't have it yet (it belongs to "
+            'plugins[0].type: "latency-scorer": llm-d has this type, this version doesn\'t have it yet (it belongs to '
             "latency prediction)",
             id="llm-d's type, not built yet",
         ),
@@ -109,7 +109,8 @@ ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
             id="undefined reference",
         ),
         pytest.param(
-            ONE, 'schedulingProfiles[0].plugins[0].pluginRef: no plugin is called "queue-scorer"; there are: none',
+            ONE,
+            'schedulingProfiles[0].plugins[0].pluginRef: no plugin is called "queue-scorer"; there are: none',
             id="a type is no plugin",
         ),
         pytest.param("schedulingProfiles: [{}]", "schedulingProfiles[0].name: is required", id="profile without name"),
@@ -164,7 +165,7 @@ ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
         ),
         pytest.param(
             "requestHandler: {parsers: [{pluginRef: anthropic-parser}]}",
-            "requestHandler.parsers[0].pluginRef: \"anthropic-parser\": llm-d has this type, this version doesn't have "
+            'requestHandler.parsers[0].pluginRef: "anthropic-parser": llm-d has this type, this version doesn\'t have '
             "it yet (it belongs to Anthropic's API)",
             id="parser not built yet",
         ),
@@ -179,7 +180,7 @@ ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
             id="no parser under the old key",
         ),
     ],
-)  # fmt: skip
+)
 def test_one_error(errors, text, expected):
     """Each error names its place, what is allowed, and the nearest known name."""
     assert errors(text) == [expected]

@@ -142,7 +142,7 @@ def test_file_is_read_anew(load_file):
         pytest.param("import nothing_like_it", "./my_scorer.py", "can't be imported: ModuleNotFoundError", id="import"),
         pytest.param("def", "./my_scorer.py", "can't be imported: SyntaxError", id="syntax"),
     ],
-)  # fmt: skip
+)
 def test_bad_file(load_file, text, written, message):
     """What is wrong with a file is said at the place that names it."""
     with pytest.raises(ConfigError, match=rf"plugins\[0\]\.type: .*{message}"):
