@@ -134,7 +134,7 @@ class ProducerParameters(epp.plugin.Parameters):
 class ApproxPrefixCacheProducer:
     """Tells how much of the prompt each endpoint has cached, from what has been sent there.
 
-    State: the index and the hasher's memo; and between `produce` and `picked` of one decision the request's chains.
+    State: the index and the hasher's memo; what the last candidates' block sizes come to; and between `produce` and `picked` of one decision the request's chains.
     """
 
     Parameters = ProducerParameters
@@ -147,6 +147,7 @@ class ApproxPrefixCacheProducer:
         most = parameters.most_blocks
         self._most_bytes = None if most is None else most * self._block_bytes
         self._hasher = Hasher(secret=context.random.getrandbits(64))
+        self._sizes: tuple[bytes, Floats | None] = (b"", None)  # of the last candidates: they hardly ever change
         self._hashed: tuple[Request, list[Chain]] | None = None
         self.index = PrefixIndex(memory_bytes=parameters.memory_bytes)
         self._matched, self._matchable = matched_tokens(context.name), matchable_tokens(context.name)
@@ -165,9 +166,8 @@ class ApproxPrefixCacheProducer:
             matched += self.index.match(chain, c.slots)
         matched *= self._block
         matchable = np.full(len(c), float(self._block * sum(map(len, chains))))
-        if self._auto_tune:
-            size = c[CACHE_BLOCK_SIZE]
-            own = np.where(size > 0, size, 1.0)
+        own = self._other_blocks(c) if self._auto_tune else None
+        if own is not None:
             matched, matchable = matched - matched % own, matchable - matchable % own
         return {self._matched: matched, self._matchable: matchable}
 
@@ -179,6 +179,15 @@ class ApproxPrefixCacheProducer:
             self.index.set_capacity(slot, self._capacity(slot, c))
             for chain in chains:
                 self.index.insert(slot, chain)
+
+    def _other_blocks(self, c: Candidates) -> Floats | None:
+        """The endpoints' own block sizes in tokens, shape (n,); None where all of them divide ours."""
+        sizes = c[CACHE_BLOCK_SIZE]
+        known = sizes.tobytes()
+        if known != self._sizes[0]:
+            own = np.where(sizes > 0, sizes, 1.0)
+            self._sizes = (known, own if (self._block % own).any() else None)
+        return self._sizes[1]
 
     def _chains(self, request: Request) -> list[Chain]:
         seed = self._hasher.seed(request.model, request.body.cache_salt)
