@@ -134,7 +134,8 @@ class ProducerParameters(epp.plugin.Parameters):
 class ApproxPrefixCacheProducer:
     """Tells how much of the prompt each endpoint has cached, from what has been sent there.
 
-    State: the index and the hasher's memo; what the last candidates' block sizes come to; and between `produce` and `picked` of one decision the request's chains.
+    State: the index and the hasher's memo; what the last candidates' block sizes come to; and, between `produce` and
+    `picked` of one decision, the request's chains.
     """
 
     Parameters = ProducerParameters
