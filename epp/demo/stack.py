@@ -6,7 +6,6 @@ which then ends its children in order, however it ends itself.
 
 import asyncio
 import re
-import socket
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -27,6 +26,8 @@ READY = 60.0
 _POLL = 0.05
 _STOP = 10.0
 _TAIL = 15
+_LISTENING = re.compile(r"http://(\S+)\n")
+_SERVING = re.compile(r"serving: ext_proc on (\d+) .* metrics on \S+:(\d+),")
 
 RANDOM = """\
 apiVersion: llm-d.ai/v1alpha1
@@ -157,12 +158,12 @@ class Stack:
     async def _start(self) -> None:
         http = await self._exits.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)))
         engines = [await self._engine(number) for number in range(self._options.engines)]
-        self.engines = tuple([await engine.until(partial(_announced, engine)) for engine in engines])
-        grpc, metrics, health = free_ports(3)
+        self.engines = tuple([await engine.until(partial(_found, engine, _LISTENING)) for engine in engines])
+        picker = await self._picker()
+        grpc, metrics = (await picker.until(partial(_found, picker, _SERVING))).split()
         self.metrics = f"http://127.0.0.1:{metrics}"
-        picker = await self._picker(grpc, metrics, health)
         await picker.until(partial(_ready, http, self.metrics, len(engines)))
-        envoy = await self._envoy(Address("127.0.0.1", grpc))
+        envoy = await self._envoy(Address("127.0.0.1", int(grpc)))
         self.url = f"http://{envoy.address}"
         await picker.until(partial(_answers, http, f"{self.url}/v1/models"))
 
@@ -172,14 +173,12 @@ class Stack:
         child = Child(f"engine {number}", [*arguments, "--blocks", str(options.blocks)], self._log(f"engine-{number}"))
         return await self._exits.enter_async_context(child)
 
-    async def _picker(self, grpc: int, metrics: int, health: int) -> Child:
-        arguments = [
-            *("serve", "--endpoints", ",".join(self.engines), "--secure-serving=false"),
-            *("--metrics-endpoint-auth=false", "--grpc-bind-address", "127.0.0.1", "--drain-timeout", "1s"),
-            *("--metrics-bind-address", "127.0.0.1", "--grpc-port", str(grpc), "--metrics-port", str(metrics)),
-            *("--grpc-health-port", str(health), *self._options.picker),
-        ]
-        child = Child("the picker (epp serve)", arguments, self._log("picker"))
+    async def _picker(self) -> Child:
+        # free ports that the picker takes itself: one that is looked for here may be gone when the picker binds it
+        ports = ("--grpc-port=0", "--grpc-health-port=0", "--metrics-port=0", "--metrics-bind-address=127.0.0.1")
+        plain = ("--grpc-bind-address=127.0.0.1", "--secure-serving=false", "--metrics-endpoint-auth=false")
+        arguments = ["serve", "--endpoints", ",".join(self.engines), "--drain-timeout=1s", *ports, *plain]
+        child = Child("the picker (epp serve)", [*arguments, *self._options.picker], self._log("picker"))
         return await self._exits.enter_async_context(child)
 
     async def _envoy(self, picker: Address) -> EnvoyProcess:
@@ -196,22 +195,10 @@ class Stack:
         return self._options.logs / f"{name}.log"
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at this moment, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
-async def _announced(engine: Child) -> str:
-    """The address in the line that an engine prints when it is ready."""
-    found = re.search(r"http://(\S+)\n", engine.log.read_text(errors="replace"))
-    return found.group(1) if found else ""
+async def _found(child: Child, pattern: re.Pattern[str]) -> str:
+    """What the groups of a pattern match in a child's log, with spaces between; empty if it isn't there yet."""
+    found = pattern.search(child.log.read_text(errors="replace"))
+    return " ".join(found.groups()) if found else ""
 
 
 async def _ready(http: aiohttp.ClientSession, metrics: str, endpoints: int) -> str:

@@ -88,7 +88,8 @@ class Lines:
         """Prints what the live table has on the screen all the time."""
         for choice in self._choices:
             where = choice.destination or choice.error
-            self._print(f"decision {choice.request_id[:8]} to {where}  {_totals(choice)}  = {_parts(choice)}")
+            parts = f"  = {_parts(choice)}" if choice.parts else ""
+            self._print(f"decision {choice.request_id[:8]} to {where}  {_totals(choice)}{parts}")
 
     def _print(self, line: str) -> None:
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -145,7 +146,12 @@ def _totals(choice: Choice) -> str:
 
 
 def _parts(choice: Choice) -> str:
-    return " + ".join(f"{value:.2f} {name.removesuffix('-scorer')}" for name, value in choice.parts.items())
+    return " + ".join(f"{value:.2f} {_nickname(name)}" for name, value in choice.parts.items())
+
+
+def _nickname(scorer: str) -> str:
+    """As short as a terminal of 80 columns needs it: `kv` for kv-cache-utilization-scorer."""
+    return scorer.removesuffix("-scorer").removesuffix("-utilization").removesuffix("-cache")
 
 
 def _whole(value: float) -> str:
