@@ -5,12 +5,15 @@ from typing import Any
 import yaml
 
 from epp.envoy import chart, clusters, logs
-from epp.envoy.filters import http_filters, typed, upgrade_filters
+from epp.envoy.filters import http_filters, processing_mode, typed, upgrade_filters
 from epp.envoy.options import MIB, EnvoyOptions
 from epp.envoy.replies import local_replies
 
 MOST_CONNECTIONS = 50_000
 """Client connections at once; more are refused instead of using up the memory."""
+
+_RETRIED = {"BUFFERED", "NONE"}
+"""Body modes in which a request may be retried: in the others Envoy 1.40 sends a body twice that ends in trailers."""
 
 
 def bootstrap(options: EnvoyOptions) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def _virtual_host(options: EnvoyOptions) -> dict[str, Any]:
 
 
 def _retries(options: EnvoyOptions) -> dict[str, Any]:
-    if not options.retry_on:
+    if not options.retry_on or processing_mode(options)["request_body_mode"] not in _RETRIED:
         return {}
     name = "envoy.retry_host_predicates.previous_hosts"
     previous = typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")

@@ -61,7 +61,8 @@ class EnvoyOptions:
         queue_timeout: how long the picker may hold a request in its queue; seconds.
         max_request_body_bytes: the picker's --max-request-body-bytes; Envoy's own limit is this and a margin.
         engine_protocol: `http2` for engines that speak gRPC or HTTP/2 without TLS.
-        retry_on: Envoy's conditions for another attempt at another engine; empty for none.
+        retry_on: Envoy's conditions for another attempt at another engine; empty for none. Request bodies that are
+            streamed to the picker are never sent again.
         access_log: what is written to stdout, as one JSON object a request.
         request_body_mode, response_body_mode, request_header_mode, response_header_mode, request_trailer_mode,
             response_trailer_mode: replace what the mode sets; None leaves it.
