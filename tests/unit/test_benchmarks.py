@@ -1,0 +1,19 @@
+"""The benchmarks of the decision run, so that they don't rot."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize(("name", "rows"), [("prefix", 14), ("schedule", 9)])
+def test_a_smoke_run_prints_rows(name, rows):
+    """Each row says what was measured, its median and its 99th percentile."""
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--smoke", "--json"]
+    printed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert len(printed) == len({row["what"] for row in printed}) == rows
+    assert all(0 < row["p50_us"] <= row["p99_us"] for row in printed)
