@@ -78,7 +78,7 @@ async def keep(options: DemoOptions, logs: Path, console: Console) -> None:
         EppError: something did not start; the message says what.
     """
     async with Stack(_stack(options, options.picker, logs, "kept")) as stack:
-        body = f'{{"model":"{MODEL}","messages":[{{"role":"user","content":"Hello"}}],"stream":true}}'
+        body = f'{{"model":"{MODEL}","messages":[{{"role":"user","content":"Hello"}}],"max_tokens":50,"stream":true}}'
         lines = [
             f"\nStays up on {stack.url}, until Ctrl-C. Try:",
             f"  curl -N {stack.url}{CHAT} -H 'Content-Type: application/json' -d '{body}'",

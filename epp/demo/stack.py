@@ -177,7 +177,7 @@ class Stack:
         # free ports that the picker takes itself: one that is looked for here may be gone when the picker binds it
         ports = ("--grpc-port=0", "--grpc-health-port=0", "--metrics-port=0", "--metrics-bind-address=127.0.0.1")
         plain = ("--grpc-bind-address=127.0.0.1", "--secure-serving=false", "--metrics-endpoint-auth=false")
-        arguments = ["serve", "--endpoints", ",".join(self.engines), "--drain-timeout=1s", *ports, *plain]
+        arguments = ["serve", "--endpoints", ",".join(self.engines), "--drain-timeout=0s", *ports, *plain]
         child = Child("the picker (epp serve)", [*arguments, *self._options.picker], self._log("picker"))
         return await self._exits.enter_async_context(child)
 
