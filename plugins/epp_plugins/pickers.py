@@ -43,6 +43,7 @@ import numpy as np
 import epp.plugin
 from epp.plugin import Candidates, Context, Floats, Ints, Request
 
+_NOTHING = 1e-300  # smaller totals would overflow as divisors
 _LAST_OF_THE_FRESH = np.finfo(np.float64).max
 
 
@@ -87,7 +88,7 @@ class WeightedRandomPicker:
         The keys U^(1/score) of A-Res are in reverse order of -ln(U) / score, which doesn't underflow.
         """
         arrivals = np.where(c.fresh, _LAST_OF_THE_FRESH, np.inf)
-        np.divide(self._generator.standard_exponential(len(c)), totals, out=arrivals, where=totals > 0.0)
+        np.divide(self._generator.standard_exponential(len(c)), totals, out=arrivals, where=totals > _NOTHING)
         order = self._generator.permutation(len(c))
         if self._count == 1:
             return order[[arrivals[order].argmin()]]
