@@ -27,6 +27,7 @@ from epp.extproc.events import BodyMode, Modes
 from epp.extproc.health import HealthService
 from epp.extproc.server import ExternalProcessor
 from epp.extproc.tls import server_credentials
+from epp.hooks import Hooks
 from epp.observe.decisions import Decisions
 from epp.observe.guard import TimingGuard
 from epp.observe.http import application
@@ -221,7 +222,7 @@ class App:
         options = self._options
         return Pipeline(
             self.pool,
-            self.router,
+            Hooks.of(self.router),
             self.observe,
             now=time.monotonic,
             wall=time.time,

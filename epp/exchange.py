@@ -1,21 +1,22 @@
 """One request's life beside its path: what it was charged, what its response showed, how it ended."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import isnan
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
-
-import numpy as np
 
 from epp.errors import RequestError
 from epp.extproc.events import Answer, Arrival, ResponseBody, ResponseHeaders
 from epp.extproc.server import Ending
+from epp.hooks import Hook
+from epp.keys import Key
 from epp.observe.decisions import Decisions
 from epp.observe.guard import TimingGuard
 from epp.observe.logs import RequestLog
 from epp.observe.metrics import Metrics, RequestSeries
 from epp.observe.record import Record
-from epp.plugin import Body, Pick, Request, ResponseReader
+from epp.plugin import Candidates, Pick, Request, ResponseReader
 from epp.pool import Leg
 from epp.schedule import Decision
 
@@ -52,13 +53,13 @@ class Exchange:
         "_reader",
         "_series",
         "has_id",
+        "hooks",
         "record",
         "request",
-        "router",
     )
 
     def __init__(self, pipeline: "Pipeline") -> None:
-        self.router = pipeline.router
+        self.hooks = pipeline.hooks
         self.record = Record("", pipeline.wall(), pipeline.now())
         self.request: Request | None = None
         self.has_id = False
@@ -88,11 +89,10 @@ class Exchange:
 
     def note_request(self, request: Request) -> Request:
         """Notes what was read; keeps it without its prompts, since a stream may be open for an hour."""
-        record, body = self.record, request.body
-        record.model, record.fairness_id, record.priority = body.model, request.fairness_id, request.priority
+        record = self.record
+        record.model, record.fairness_id, record.priority = request.model, request.fairness_id, request.priority
         record.size = request.size if request.parser else None
-        light = Body(body.model, (), body.cache_salt, body.stream, body.max_tokens)
-        self.request = replace(request, body=light)
+        self.request = request.without_prompts()
         return request
 
     def note_decision(self, decision: Decision, started: float) -> Decision:
@@ -103,16 +103,15 @@ class Exchange:
 
     def charge(self, decision: Decision, request: Request) -> None:
         """Charges every pick to its first endpoint; its tokens are those that the endpoint is not known to hold."""
-        tokens, c = request.prompt_tokens, decision.candidates
-        known = {key.name: column for key, column in c.read.items() if key.scope == "request"}
+        tokens, c, hooks = request.prompt_tokens, decision.candidates, self.hooks
         for pick in decision.picks.values():
-            index = int(np.flatnonzero(c.slots == pick.slots[0])[0])
-            matched = _at(known, "matched_tokens", index)
+            index = int((c.slots == pick.slots[0]).argmax())
+            matched = _at(c, hooks.matched, index)
             uncached = max(tokens - (matched or 0.0), 0.0)
             self._legs.append(self._pipeline.pool.charge(pick.slots[0], 1.0, uncached))
             if pick.profile == decision.handler_result:
                 self.record.matched = matched
-                self.record.matchable = _at(known, "matchable_tokens", index)
+                self.record.matchable = _at(c, hooks.matchable, index)
 
     # --- what the server notes
 
@@ -140,12 +139,9 @@ class Exchange:
 
     def _ask_observers(self, decision: Decision) -> list[tuple[str, str]]:
         added: list[tuple[str, str]] = []
-        guard = self._pipeline.observe.guard
-        for plugged in self.router.observers:
-            if hasattr(plugged.plugin, "response_headers"):
-                ask = plugged.plugin.response_headers
-                found = guard.call("ResponseReceived", plugged, ask, self.request, decision)
-                added += (found or {}).items()
+        for plugged, ask in self.hooks.response_headers:
+            found = self._pipeline.observe.guard.call("ResponseReceived", plugged, ask, self.request, decision)
+            added += (found or {}).items()
         return added
 
     def _served(self, event: ResponseHeaders, pick: Pick) -> None:
@@ -189,7 +185,7 @@ class Exchange:
     def _new_reader(self) -> ResponseReader | None:
         if self._encoded or self.request is None:
             return None
-        for plugged in self.router.parsers:
+        for plugged in self.hooks.router.parsers:
             if plugged.name == self.request.parser:
                 reader: ResponseReader | None = plugged.plugin.response(streaming=bool(self.record.outcome.streaming))
                 return reader
@@ -203,13 +199,12 @@ class Exchange:
         if self._series is not None:
             self._series.ttft("true" if record.outcome.streaming else "false").observe(record.outcome.first_byte)
         if record.decision is not None and record.decision.found() is not None:
-            self._tell("first_byte", now)
+            self._tell(self.hooks.first_byte, now)
 
-    def _tell(self, method: str, *arguments: Any) -> None:
-        for plugged in self.router.observers:
-            if hasattr(plugged.plugin, method):
-                told, decision = getattr(plugged.plugin, method), self.record.decision
-                self._pipeline.observe.guard.call("ResponseComplete", plugged, told, self.request, decision, *arguments)
+    def _tell(self, hooks: tuple[Hook, ...], *arguments: Any) -> None:
+        for plugged, told in hooks:
+            guard, decision = self._pipeline.observe.guard, self.record.decision
+            guard.call("ResponseComplete", plugged, told, self.request, decision, *arguments)
 
     def close(self, ending: Ending, *, complete: bool) -> None:
         """The stream has ended, however: settles what was charged and notes the end. Called exactly once."""
@@ -224,7 +219,7 @@ class Exchange:
         pipeline.observe.metrics.stream_ended(_CODES[ending], outcome.duration)
         if self._series is not None:
             pipeline.observe.metrics.finished(record, self._series)
-            self._tell("done", outcome, now)
+            self._tell(self.hooks.done, outcome, now)
         if record.id:
             pipeline.observe.requests.write(record)
 
@@ -242,6 +237,8 @@ class Exchange:
 _CODES: Mapping[Ending, str] = {"ended": "OK", "refused": "OK", "cancelled": "Canceled", "failed": "Internal"}
 
 
-def _at(columns: Mapping[str, Any], name: str, index: int) -> float | None:
-    column = columns.get(name)
-    return None if column is None or np.isnan(column[index]) else float(column[index])
+def _at(c: Candidates, key: Key | None, index: int) -> float | None:
+    if key is None:
+        return None
+    value = float(c[key][index])
+    return None if isnan(value) else value

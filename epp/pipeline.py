@@ -13,7 +13,8 @@ import numpy as np
 from epp.errors import ResourceExhausted, ServiceUnavailable
 from epp.exchange import Exchange, Health, Observability
 from epp.extproc.events import Answer, Arrival
-from epp.plugin import Candidates, Pick, Router
+from epp.hooks import Hooks
+from epp.plugin import Candidates, Pick
 from epp.pool import Pool
 from epp.reading import read
 from epp.schedule import Decision, decide, enter_fetched, fetch, produce
@@ -36,10 +37,10 @@ class Options:
 
 @dataclass(slots=True)
 class Pipeline:
-    """Joins the parts. `router` is the configuration in force: immutable, replaced by one assignment."""
+    """Joins the parts. `hooks` are the configuration in force: immutable, replaced by one assignment."""
 
     pool: Pool
-    router: Router
+    hooks: Hooks
     observe: Observability
     now: Callable[[], float]
     wall: Callable[[], float]
@@ -52,7 +53,8 @@ class Pipeline:
         Raises:
             RequestError: the client gets an error of ours.
         """
-        router, guard = exchange.router, self.observe.guard
+        hooks, guard = exchange.hooks, self.observe.guard
+        router = hooks.router
         request = exchange.note_request(read(router, arrival, exchange.record.id))
         candidates = self._candidates(arrival)
         if router.fetchers:
@@ -63,9 +65,8 @@ class Pipeline:
         decision = exchange.note_decision(decide(router, request, candidates, guard), started)
         pick = self._primary(decision)
         exchange.charge(decision, request)
-        for plugged in router.observers:
-            if hasattr(plugged.plugin, "picked"):
-                guard.call("PreRequest", plugged, plugged.plugin.picked, request, decision, candidates)
+        for plugged, picked in hooks.picked:
+            guard.call("PreRequest", plugged, picked, request, decision, candidates)
         return self._answer(exchange, pick)
 
     def open(self) -> Exchange:
@@ -74,8 +75,7 @@ class Pipeline:
 
     def _candidates(self, arrival: Arrival) -> Candidates:
         pool = self.pool
-        slots = pool.all_slots()
-        slots = slots[pool.eligible[slots]]
+        slots = pool.eligible_slots()
         if arrival.subset is not None and self.options.use_subset:
             slots = slots[np.isin(slots, pool.within(arrival.subset))]
         if not len(slots):

@@ -24,7 +24,7 @@ shape or the wrong type is counted and left out; the request goes on without it.
 
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -270,12 +270,22 @@ class Plugged:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Profile:
-    """A scheduling profile: filters in order, scorers with their weights, a picker."""
+    """A scheduling profile: filters in order, scorers with their weights, a picker.
+
+    `weights` are the scorers' as an array, shape (scorers,); totals lie within [-bound, bound].
+    """
 
     name: str
     filters: tuple[Plugged, ...]
     scorers: tuple[tuple[Plugged, float], ...]
     picker: Plugged
+    weights: Floats = field(init=False)
+    bound: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        weights = np.array([weight for _, weight in self.scorers], dtype=np.float64)
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "bound", float(np.abs(weights).sum()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

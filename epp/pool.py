@@ -22,6 +22,11 @@ ABSENT, UNKNOWN = -1, -2
 """The code of a label that an endpoint lacks, and of a value that no endpoint has."""
 
 
+def all_true(mask: Mask) -> bool:
+    """Whether the mask is true everywhere; a tenth of the time of `mask.all()` for a small pool."""
+    return int(np.count_nonzero(mask)) == len(mask)
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One port of one model server.
@@ -189,6 +194,12 @@ class Pool:
     def slot_at(self, hostport: str) -> int | None:
         """The slot of the endpoint at `ip:port`."""
         return self._by_hostport.get(hostport)
+
+    def eligible_slots(self) -> Ints:
+        """The slots of the endpoints that may be picked, in the order in which they came; must not be changed."""
+        slots = self.all_slots()
+        eligible = self.eligible[slots]
+        return slots if all_true(eligible) else slots[eligible]
 
     def within(self, subset: Sequence[str]) -> list[int]:
         """The slots of the endpoints that a subset hint names: by `ip:port`, or by `ip` for all ports of it."""
@@ -358,12 +369,25 @@ class Candidates:
     None. `c.now` is the injected clock's, in seconds.
     """
 
-    __slots__ = ("_columns", "_endpoints", "_pool", "_positions", "_root", "ages", "fresh", "now", "peer", "slots")
+    __slots__ = (
+        "_columns",
+        "_endpoints",
+        "_pool",
+        "_positions",
+        "_root",
+        "ages",
+        "all_fresh",
+        "fresh",
+        "now",
+        "peer",
+        "slots",
+    )
 
     def __init__(self, pool: Pool, slots: Ints, now: float) -> None:
         self.slots = slots
         self.now = now
         self.fresh: Mask = pool.fresh_until[slots] >= now
+        self.all_fresh = all_true(self.fresh)
         self.ages: Floats = now - pool.updated[slots]
         self.peer: Pick | None = None
         self._pool = pool
@@ -391,7 +415,7 @@ class Candidates:
         if key.scope == "request":
             raise KeyError(f"{key!r} is written by no producer that ran for this request")
         column = self._pool.column(key)[self.slots]
-        if key.source == "metrics" and not self.fresh.all():
+        if key.source == "metrics" and not self.all_fresh:
             column[~self.fresh] = np.nan
         return column
 
@@ -447,6 +471,7 @@ class Candidates:
         child = Candidates.__new__(Candidates)
         child.slots, child.now, child.peer = self.slots[positions], self.now, peer or self.peer
         child.fresh, child.ages = self.fresh[positions], self.ages[positions]
+        child.all_fresh = self.all_fresh or all_true(child.fresh)
         child._pool, child._endpoints, child._root, child._columns = self._pool, self._endpoints, self._root, {}
         child._positions = positions if self._positions is None else self._positions[positions]
         return child

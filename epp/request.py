@@ -1,14 +1,17 @@
-"""What a request is once it has been read, and what became of it. Values; standard library only."""
+"""What a request is once it has been read, and what became of it.
+
+These are msgspec's structs: as frozen as a dataclass, and made in a tenth of the time.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 BYTES_PER_TOKEN = 4
 """The estimate that llm-d's token producer uses when no tokenizer is configured."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Body:
+class Body(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What a parser reads out of a request's body.
 
     Attributes:
@@ -26,8 +29,7 @@ class Body:
     max_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Request:
+class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A request as plugins see it.
 
     Attributes:
@@ -45,12 +47,18 @@ class Request:
     id: str
     path: str
     headers: Mapping[str, str]
-    body: Body = field(default_factory=Body)
+    body: Body = Body()
     size: int = 0
     parser: str = ""
     priority: int = 0
     objective: str = ""
     fairness_id: str = "default-flow"
+
+    def without_prompts(self) -> "Request":
+        """The same without its prompts, for whoever keeps it as long as its stream is open."""
+        body = self.body
+        light = Body(body.model, (), body.cache_salt, body.stream, body.max_tokens)
+        return msgspec.structs.replace(self, body=light)
 
     @property
     def model(self) -> str:
@@ -68,8 +76,7 @@ class Request:
         return self.prompt_bytes / BYTES_PER_TOKEN
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Token counts as the engine reports them; None where it doesn't."""
 
     prompt_tokens: int | None = None
@@ -77,8 +84,7 @@ class Usage:
     cached_tokens: int | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Outcome:
+class Outcome(msgspec.Struct, eq=False, gc=False):
     """What became of a request, filled in while its response passes. None means that the body mode doesn't show it.
 
     Attributes:
@@ -98,4 +104,4 @@ class Outcome:
     duration: float | None = None
     response_bytes: int | None = None
     streaming: bool | None = None
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = Usage()

@@ -32,6 +32,8 @@ SUBSET_KEY = "x-gateway-destination-endpoint-subset"
 LB_NAMESPACE = "envoy.lb"
 SERVED_KEY = "x-gateway-destination-endpoint-served"
 SCORES_KEY = "x-gateway-destination-endpoint-scores"
+RESPONSE_HEADERS = frozenset({":status", "content-type", "content-encoding"})
+
 CONNECTION_FAILURE = 0x20
 """The bit of Envoy's `response.flags` that its access log shows as UF."""
 
@@ -51,9 +53,18 @@ def decode(message: ProcessingRequest) -> Event:
 
 
 def _headers(headers: HttpHeaders) -> dict[str, str]:
+    # Envoy sends names in lower case, as HTTP/2 does.
     return {
-        header.key.lower(): header.raw_value.decode("utf-8", "replace") or header.value
+        header.key: header.raw_value.decode("utf-8", "replace") or header.value for header in headers.headers.headers
+    }
+
+
+def _wanted(headers: HttpHeaders) -> dict[str, str]:
+    """Of a response's headers those that are read, since nobody sees the others."""
+    return {
+        header.key: header.raw_value.decode("utf-8", "replace") or header.value
         for header in headers.headers.headers
+        if header.key in RESPONSE_HEADERS
     }
 
 
@@ -94,12 +105,12 @@ def _request_trailers(message: ProcessingRequest) -> Event:
 
 def _response_headers(message: ProcessingRequest) -> Event:
     headers, modes = message.response_headers, _modes(message)
-    served, unreachable = _attributes(message)
+    served, unreachable = _attributes(message) if message.attributes else (None, False)
     if message.HasField("metadata_context"):
         reported = message.metadata_context.filter_metadata.get(LB_NAMESPACE)
         if reported is not None and SERVED_KEY in reported.fields:
             served = reported.fields[SERVED_KEY].string_value or served
-    return ResponseHeaders(_headers(headers), headers.end_of_stream, served, unreachable, modes)
+    return ResponseHeaders(_wanted(headers), headers.end_of_stream, served, unreachable, modes)
 
 
 def _attributes(message: ProcessingRequest) -> tuple[str | None, bool]:
@@ -137,7 +148,8 @@ def encode(reply: Reply) -> bytes:
     if isinstance(reply, Continue):
         return _continue(reply)
     if isinstance(reply, Route):
-        return _route(reply) if reply.answer.scores is None else _scored_route(reply)
+        # A generated request id, like scores, is never seen again.
+        return _route_message(reply).SerializeToString() if reply.unique else _route(reply)
     return _immediate(reply)
 
 
@@ -145,9 +157,12 @@ def _piece(reply: Piece) -> bytes:
     response = ProcessingResponse()
     streamed = getattr(response, reply.phase).response.body_mutation.streamed_response
     streamed.body = reply.data
-    streamed.end_of_stream = reply.end and not reply.bare
-    streamed.end_of_stream_without_message = reply.bare
-    streamed.grpc_message_compressed = reply.compressed
+    if reply.bare:
+        streamed.end_of_stream_without_message = True
+    elif reply.end:
+        streamed.end_of_stream = True
+    if reply.compressed:
+        streamed.grpc_message_compressed = True
     encoded: bytes = response.SerializeToString()
     return encoded
 
@@ -183,15 +198,11 @@ def _route_message(reply: Route) -> ProcessingResponse:
     for name, value in reply.answer.set_headers:
         mutation.set_headers.append(_option(name, value))
     mutation.remove_headers.extend(reply.remove)
-    response.dynamic_metadata[LB_NAMESPACE] = {DESTINATION_HEADER: reply.answer.destination}
+    metadata = response.dynamic_metadata
+    metadata[LB_NAMESPACE] = {DESTINATION_HEADER: reply.answer.destination}
+    if reply.answer.scores is not None:
+        metadata[LB_NAMESPACE][SCORES_KEY] = dict(reply.answer.scores)
     return response
-
-
-def _scored_route(reply: Route) -> bytes:
-    response = _route_message(reply)
-    response.dynamic_metadata[LB_NAMESPACE][SCORES_KEY] = dict(reply.answer.scores or {})
-    encoded: bytes = response.SerializeToString()
-    return encoded
 
 
 def _immediate(reply: Immediate) -> bytes:

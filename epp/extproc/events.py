@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+
+import msgspec
 
 from epp.errors import RequestError
 
@@ -18,14 +19,14 @@ class BodyMode(IntEnum):
     GRPC = 5
 
 
-class Modes(NamedTuple):
+class Modes(msgspec.Struct, frozen=True, gc=False):
     """The body modes in force, as the first message of a stream announces them."""
 
     request: BodyMode
     response: BodyMode
 
 
-class RequestHeaders(NamedTuple):
+class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
     """The request's headers: names in lower case, of several with one name the last. `end`: there is no body."""
 
     headers: dict[str, str]
@@ -34,7 +35,7 @@ class RequestHeaders(NamedTuple):
     subset: Sequence[str] | None = None
 
 
-class RequestBody(NamedTuple):
+class RequestBody(msgspec.Struct, frozen=True, gc=False):
     """A piece of the request's body. `bare` and `compressed` are the GRPC mode's flags, to be given back."""
 
     data: bytes
@@ -44,13 +45,13 @@ class RequestBody(NamedTuple):
     compressed: bool = False
 
 
-class RequestTrailers(NamedTuple):
+class RequestTrailers(msgspec.Struct, frozen=True, gc=False):
     """The request ends in trailers."""
 
     subset: Sequence[str] | None = None
 
 
-class ResponseHeaders(NamedTuple):
+class ResponseHeaders(msgspec.Struct, frozen=True, gc=False):
     """The response's headers.
 
     Attributes:
@@ -65,7 +66,7 @@ class ResponseHeaders(NamedTuple):
     modes: Modes | None = None
 
 
-class ResponseBody(NamedTuple):
+class ResponseBody(msgspec.Struct, frozen=True, gc=False):
     """A piece of the response's body."""
 
     data: bytes
@@ -74,14 +75,14 @@ class ResponseBody(NamedTuple):
     compressed: bool = False
 
 
-class ResponseTrailers(NamedTuple):
+class ResponseTrailers(msgspec.Struct, frozen=True, gc=False):
     """The response ends in trailers."""
 
 
 Event = RequestHeaders | RequestBody | RequestTrailers | ResponseHeaders | ResponseBody | ResponseTrailers
 
 
-class Arrival(NamedTuple):
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """A request that is whole, or as much of it as the body mode shows.
 
     Attributes:
@@ -97,7 +98,7 @@ class Arrival(NamedTuple):
     partial: bool = False
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """Where a request goes: what its headers and metadata say from now on."""
 
     destination: str
@@ -105,22 +106,27 @@ class Answer(NamedTuple):
     scores: Mapping[str, float] | None = None
 
 
-class Route(NamedTuple):
+class Route(msgspec.Struct, frozen=True, gc=False):
     """Answers the request's headers, or in BUFFERED mode its body, with the destination; `phase` as in `Continue`."""
 
     phase: str
     answer: Answer
     remove: tuple[str, ...]
 
+    @property
+    def unique(self) -> bool:
+        """Whether an equal route will hardly come again."""
+        return bool(self.answer.set_headers) or self.answer.scores is not None
 
-class Continue(NamedTuple):
+
+class Continue(msgspec.Struct, frozen=True, gc=False):
     """Lets a message pass: `phase` is the name of the answer's field, such as "response_headers"."""
 
     phase: str
     set_headers: tuple[tuple[str, str], ...] = ()
 
 
-class Piece(NamedTuple):
+class Piece(msgspec.Struct, frozen=True, gc=False):
     """Gives a piece of a body back in FULL_DUPLEX_STREAMED or GRPC mode; `phase` as in `Continue`."""
 
     phase: str
@@ -130,7 +136,7 @@ class Piece(NamedTuple):
     compressed: bool = False
 
 
-class Immediate(NamedTuple):
+class Immediate(msgspec.Struct, frozen=True):
     """Answers the client at once; the stream is over."""
 
     error: RequestError

@@ -1,7 +1,7 @@
 """The gRPC service: one coroutine a stream, which feeds messages to the session and sends what the session returns."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 import grpc
@@ -74,7 +74,12 @@ class ExternalProcessor:
         ending: Ending = "cancelled"  # unless it comes to a better end: cancellation may strike at any await
         try:
             while (message := await context.read()) is not grpc.aio.EOF:
-                for reply in await self._replies(session, exchange, decode(message)):
+                event = decode(message)
+                if isinstance(event, (ResponseBody, ResponseHeaders)):
+                    replies = self._passed(session, exchange, event)
+                else:
+                    replies = await self._request(session, exchange, event)
+                for reply in replies:
                     await context.write(encode(reply))
                 if session.phase is Phase.REFUSED:
                     ending = "refused"
@@ -87,11 +92,12 @@ class ExternalProcessor:
         finally:
             exchange.close(ending, complete=session.response_ended)
 
-    async def _replies(self, session: Session, exchange: Exchange, event: Event) -> Sequence[Reply]:
+    async def _request(self, session: Session, exchange: Exchange, event: Event) -> Iterable[Reply]:
         try:
             replies = session.receive(event)
-            if session.arrival is not None:
-                return [*replies, *session.answer(await exchange.route(session.arrival))]
+            if session.arrival is None:
+                return replies
+            return session.answer(await exchange.route(session.arrival))
         except RequestError as error:
             return (session.refuse(error, exchange.refused(error)),)
         except (ProtocolError, asyncio.CancelledError):
@@ -100,15 +106,14 @@ class ExternalProcessor:
             self._crashed(error)
             fault = Internal("the endpoint picker failed; its log says why")
             return (session.refuse(fault, exchange.refused(fault)),)
-        return self._noted(exchange, event, replies)
 
-    def _noted(self, exchange: Exchange, event: Event, replies: Sequence[Reply]) -> Sequence[Reply]:
+    def _passed(self, session: Session, exchange: Exchange, event: ResponseBody | ResponseHeaders) -> Iterable[Reply]:
+        replies = session.receive(event)
         try:
             if isinstance(event, ResponseBody):
                 exchange.response_body(event)
-            elif isinstance(event, ResponseHeaders):
-                added = exchange.response_headers(event)
-                return (Continue("response_headers", tuple(added)),) if added else replies
+            elif added := exchange.response_headers(event):
+                return (Continue("response_headers", tuple(added)),)
         except Exception as error:  # noqa: BLE001 (a response passes whatever we make of it)
             self._crashed(error)
         return replies

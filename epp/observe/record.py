@@ -1,14 +1,14 @@
 """What is noted of one request while it passes, for the metrics, the log and the explanation."""
 
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from epp.errors import RequestError
 from epp.request import Outcome
 
 
-@dataclass(slots=True, eq=False)
-class Record:
+class Record(msgspec.Struct, eq=False):
     """One request; it never refers to the request's text.
 
     Attributes:
@@ -38,4 +38,4 @@ class Record:
     matched: float | None = None
     matchable: float | None = None
     error: RequestError | None = None
-    outcome: Outcome = field(default_factory=Outcome)
+    outcome: Outcome = msgspec.field(default_factory=Outcome)

@@ -12,6 +12,7 @@ import numpy as np
 
 from epp.keys import INFLIGHT_REQUESTS
 from epp.plugin import Candidates, Floats, Mask, Pick, Plugged, Profile, Request, lower_is_better
+from epp.pool import all_true
 from epp.schedule.decision import Stage
 from epp.schedule.guard import Guard
 
@@ -23,7 +24,7 @@ def run_profile(profile: Profile, request: Request, candidates: Candidates, peer
     stage = Stage(profile, candidates, candidates)
     for plugged in profile.filters:
         mask = _mask(guard, plugged, request, stage.candidates)
-        if mask is not None and not mask.all():
+        if mask is not None and not all_true(mask):
             stage.candidates = stage.candidates.narrow(mask)
         stage.kept.append((plugged, stage.candidates))
         if not len(stage.candidates):
@@ -45,45 +46,53 @@ def _mask(guard: Guard, plugged: Plugged, request: Request, c: Candidates) -> Ma
 
 
 def _score(stage: Stage, request: Request, guard: Guard) -> None:
-    c, scorers = stage.candidates, stage.profile.scorers
-    raw = np.full((len(scorers), len(c)), np.nan)
-    for row, (plugged, _) in enumerate(scorers):
-        scores = guard.call("Scorer", plugged, plugged.plugin.score, request, c)
-        if scores is not None:
-            _enter(raw, row, scores, plugged, c, guard)
-    stage.raw = raw
+    c, profile = stage.candidates, stage.profile
+    raw = np.empty((len(profile.scorers), len(c)))
+    for row, (plugged, _) in enumerate(profile.scorers):
+        raw[row] = _scores(guard, plugged, request, c)
+    stage.raw = stage.counted = raw
+    unknown = np.isnan(raw)
+    if np.count_nonzero(unknown):
+        _report_unknown(stage, unknown, guard)
+        stage.counted = _stand_in(stage, raw, unknown)
     # fmax takes the number where the other is NaN: no points for an unknown score.
-    stage.counted = np.fmin(np.fmax(_stand_in(stage, raw), 0.0), 1.0)
-    weights = np.array([weight for _, weight in scorers])
-    stage.totals = weights @ stage.counted
-    _demote_stale(stage, float(np.abs(weights).sum()))
+    stage.counted = np.minimum(np.fmax(stage.counted, 0.0), 1.0)
+    stage.totals = profile.weights @ stage.counted
+    if not c.all_fresh:
+        _demote_stale(stage, stage.totals)
 
 
-def _enter(raw: Floats, row: int, scores: Any, plugged: Plugged, c: Candidates, guard: Guard) -> None:
+def _scores(guard: Guard, plugged: Plugged, request: Request, c: Candidates) -> Floats | float:
+    scores = guard.call("Scorer", plugged, plugged.plugin.score, request, c)
+    if scores is None:
+        return np.nan
     try:
         values = np.asarray(scores, dtype=np.float64)
     except (TypeError, ValueError) as error:
         guard.fault("Scorer", plugged, "shape", str(error))
-        return
+        return np.nan
     if values.shape != (len(c),):
         guard.fault("Scorer", plugged, "shape", f"{len(c)} scores are due, not shape {values.shape}")
-        return
-    raw[row] = values
-    unknown = np.isnan(values)
-    if unknown.any() and (unknown & c.fresh).any():
-        guard.fault("Scorer", plugged, "nan", "NaN for an endpoint with fresh metrics")
+        return np.nan
+    return values
+
+
+def _report_unknown(stage: Stage, unknown: Mask, guard: Guard) -> None:
+    at_fault: Mask = np.logical_or.reduce(unknown & stage.candidates.fresh, axis=1)
+    for (plugged, _), faulty in zip(stage.profile.scorers, at_fault, strict=True):
+        if faulty:
+            guard.fault("Scorer", plugged, "nan", "NaN for an endpoint with fresh metrics")
 
 
 def _reads_metrics(c: Candidates) -> bool:
     return any(key.source == "metrics" for key in c.read)
 
 
-def _stand_in(stage: Stage, raw: Floats) -> Floats:
+def _stand_in(stage: Stage, raw: Floats, unknown: Mask) -> Floats:
+    """In-flight counts in place of the scorers that say nothing, where nobody has fresh metrics."""
     c = stage.candidates
-    if c.fresh.any() or not _reads_metrics(c):
-        return raw
-    silent = np.isnan(raw).all(axis=1)
-    if not silent.any():
+    silent = unknown.all(axis=1)
+    if c.fresh.any() or not silent.any() or not _reads_metrics(c):
         return raw
     stage.stood_in = tuple(int(row) for row in np.flatnonzero(silent))
     counted = raw.copy()
@@ -91,11 +100,10 @@ def _stand_in(stage: Stage, raw: Floats) -> Floats:
     return counted
 
 
-def _demote_stale(stage: Stage, most: float) -> None:
-    c, totals = stage.candidates, stage.totals
-    if totals is None or c.fresh.all() or not c.fresh.any() or not _reads_metrics(c):
-        return
-    totals[~c.fresh] -= 2 * most + 1  # totals lie within [-most, most]
+def _demote_stale(stage: Stage, totals: Floats) -> None:
+    c = stage.candidates
+    if c.fresh.any() and _reads_metrics(c):
+        totals[~c.fresh] -= 2 * stage.profile.bound + 1
 
 
 def _pick(stage: Stage, request: Request, guard: Guard) -> Pick:
@@ -113,5 +121,7 @@ def _valid(order: Any, n: int) -> Sequence[int] | None:
         indices = [int(index) for index in order]
     except (TypeError, ValueError):
         return None
+    if len(indices) == 1:
+        return indices if 0 <= indices[0] < n else None
     valid = indices and len(set(indices)) == len(indices) and min(indices) >= 0 and max(indices) < n
     return indices if valid else None

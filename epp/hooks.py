@@ -1,0 +1,52 @@
+"""What of a configuration is looked up at every request, looked up once."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from epp.keys import Key
+from epp.plugin import Plugged, Router
+
+Hook = tuple[Plugged, Callable[..., Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hooks:
+    """The observers' methods by name, and the keys of the prefix index if there is one.
+
+    Attributes:
+        matched: the column of prompt tokens that an endpoint is believed to hold.
+        matchable: the column of prompt tokens that could match.
+    """
+
+    router: Router
+    picked: tuple[Hook, ...]
+    response_headers: tuple[Hook, ...]
+    first_byte: tuple[Hook, ...]
+    done: tuple[Hook, ...]
+    matched: Key | None
+    matchable: Key | None
+
+    @classmethod
+    def of(cls, router: Router) -> "Hooks":
+        """The hooks of a configuration."""
+        named = {key.name: key for key in _written(router.producers)}
+        return cls(
+            router,
+            picked=_methods(router, "picked"),
+            response_headers=_methods(router, "response_headers"),
+            first_byte=_methods(router, "first_byte"),
+            done=_methods(router, "done"),
+            matched=named.get("matched_tokens"),
+            matchable=named.get("matchable_tokens"),
+        )
+
+
+def _methods(router: Router, name: str) -> tuple[Hook, ...]:
+    found = [(plugged, getattr(plugged.plugin, name, None)) for plugged in router.observers]
+    return tuple((plugged, method) for plugged, method in found if method is not None)
+
+
+def _written(producers: Iterable[Plugged]) -> Iterable[Key]:
+    for plugged in producers:
+        yield from getattr(plugged.plugin, "writes", ())
