@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import aiohttp
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -35,6 +36,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "duplex-request": {"mode": "full-duplex", "response_body_mode": "NONE", "response_header_mode": "SKIP"},
 }
 """Every mode, and every body mode of either side."""
+
+IN_FLIGHT = ("extproc_streams_inflight", "inflight_requests", "inflight_tokens")
 
 
 async def until(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
@@ -67,13 +70,14 @@ class Picker:
 
     Attributes:
         address: of ext_proc; the same after a restart.
-        metrics: where /metrics is.
+        health: of the health port.
+        metrics_address: where /metrics is.
     """
 
     def __init__(self, endpoints: Sequence[str], *arguments: str, secure: bool = False) -> None:
         self.address = Address("127.0.0.1", free_port())
         self.health = Address("127.0.0.1", free_port())
-        self.metrics = Address("127.0.0.1", free_port())
+        self.metrics_address = Address("127.0.0.1", free_port())
         self._arguments = (f"--secure-serving={str(secure).lower()}", *arguments)
         self._endpoints = endpoints
         self._directory = tempfile.TemporaryDirectory(prefix="epp-picker-")
@@ -84,7 +88,7 @@ class Picker:
         return [
             *(sys.executable, "-m", "epp", "serve", "--endpoints", ",".join(self._endpoints)),
             *("--grpc-bind-address=127.0.0.1", f"--grpc-port={self.address.port}"),
-            *(f"--grpc-health-port={self.health.port}", f"--metrics-port={self.metrics.port}"),
+            *(f"--grpc-health-port={self.health.port}", f"--metrics-port={self.metrics_address.port}"),
             *("--metrics-endpoint-auth=false", "--metrics-bind-address=127.0.0.1"),
             *("--drain-timeout=0s", f"--max-request-body-bytes={LIMIT}", *self._arguments),
         ]
@@ -120,6 +124,23 @@ class Picker:
     def log(self) -> str:
         """What it wrote."""
         return (Path(self._directory.name) / "log").read_text()
+
+    async def metrics(self) -> dict[str, float]:
+        """Its metrics by name, each the sum over its labels."""
+        async with aiohttp.ClientSession() as http, http.get(f"http://{self.metrics_address}/metrics") as answer:
+            page = await answer.text()
+        sums: dict[str, float] = {}
+        for line in page.splitlines():
+            if not line.startswith("#"):
+                series, _, value = line.rpartition(" ")
+                name = series.partition("{")[0]
+                sums[name] = sums.get(name, 0.0) + float(value)
+        return sums
+
+    async def idle(self) -> bool:
+        """Whether no request is charged to anybody any more, and no stream is open."""
+        sums = await self.metrics()
+        return not any(sums.get(f"llm_d_epp_{name}") for name in IN_FLIGHT)
 
     async def _serving(self) -> bool:
         assert self._process is not None
@@ -166,6 +187,18 @@ class Stage:
     def addresses(self) -> list[str]:
         """Of the pool."""
         return [upstream.address for upstream in self.upstreams]
+
+    def forget(self) -> None:
+        """Forgets what the servers have seen."""
+        for upstream in (*self.upstreams, self.outsider):
+            upstream.seen.clear()
+
+    async def idle(self, process: EnvoyProcess) -> bool:
+        """Whether nothing is under way any more, as Envoy, the servers and the picker see it."""
+        assert process.alive, f"Envoy died:\n{process.log_tail(80)}"
+        active = await process.stats("^(cluster.*upstream_rq_active|http.gateway.downstream_rq_active)$")
+        serving = any(upstream.open for upstream in self.upstreams)
+        return not any(active.values()) and not serving and await self.picker.idle()
 
     async def gateway(self, variant: str, **changes: Any) -> EnvoyProcess:
         """The Envoy of that variant; started when it is first asked for."""

@@ -1,5 +1,7 @@
 """Every way of asking the picker, with a real Envoy: what passes, and what is refused, is the same in all of them."""
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -35,16 +37,9 @@ def variant(request: pytest.FixtureRequest) -> str:
 async def gateway(stage: Stage, variant: str) -> AsyncIterator[EnvoyProcess]:
     """Its Envoy; whatever a test did, nothing is left under way on it."""
     process = await stage.gateway(variant)
-    for upstream in stage.upstreams:
-        upstream.seen.clear()
+    stage.forget()
     yield process
-    await until(lambda: idle(stage, process), "no stream is open any more")
-
-
-async def idle(stage: Stage, process: EnvoyProcess) -> bool:
-    assert process.alive, f"Envoy died:\n{process.log_tail(80)}"
-    active = await process.stats("^(cluster.*upstream_rq_active|http.gateway.downstream_rq_active)$")
-    return not any(active.values()) and not any(upstream.open for upstream in stage.upstreams)
+    await until(lambda: stage.idle(process), "no stream is open any more")
 
 
 def only(stage: Stage, answer: Answer) -> Seen:
@@ -155,13 +150,10 @@ async def test_a_longer_body_is_refused(
     assert (answer.status, answer.headers.get("content-type")) == (413, "application/json")
     assert error(answer)["code"] == "PayloadTooLarge"
     assert error(answer)["request_id"]
-    for upstream in stage.upstreams:
-        upstream.seen.clear()
+    stage.forget()
 
 
 def error(answer: Answer) -> dict[str, Any]:
-    import json
-
     found: dict[str, Any] = json.loads(answer.body)["error"]
     return found
 
@@ -181,8 +173,6 @@ async def test_a_request_that_cant_be_read_is_refused(
 
 async def test_an_upgrade_is_answered(stage: Stage, gateway: EnvoyProcess) -> None:
     """A WebSocket's bytes pass both ways although its request never ends."""
-    import asyncio
-
     host, port = gateway.address
     reader, writer = await asyncio.open_connection(host, port)
     head = "GET /v1/realtime HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n"
@@ -195,8 +185,7 @@ async def test_an_upgrade_is_answered(stage: Stage, gateway: EnvoyProcess) -> No
                 assert await reader.readexactly(len(message)) == message
     finally:
         writer.transport.abort()
-    for upstream in stage.upstreams:
-        upstream.seen.clear()
+    stage.forget()
 
 
 @pytest.mark.parametrize("http", HTTP)
@@ -228,7 +217,7 @@ async def test_an_engine_that_dies_mid_stream(stage: Stage, gateway: EnvoyProces
         answer = await exchange.finish()
     for upstream in stage.upstreams:
         upstream.gate.clear()
-        upstream.seen.clear()
+    stage.forget()
     assert (answer.status, answer.complete) in {(200, False), (502, True), (503, True)}
     if variant not in {"buffered", "partial"}:
         assert answer.status == 200
