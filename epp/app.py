@@ -66,6 +66,7 @@ async def _serve(options: ServeOptions) -> int:
         await app.start(stack)
         await stop.wait()
         await app.drain()
+    app.flush()
     log.info("stopped")
     return 0
 
@@ -134,6 +135,10 @@ class App:
             await asyncio.sleep(0.02)
         self.health.close()
 
+    def flush(self) -> None:
+        """Writes what is still to be written."""
+        self.observe.requests.flush()
+
     def _streams(self) -> int:
         return int(self.metrics.streams_inflight.value)
 
@@ -163,7 +168,9 @@ class App:
         families = self.metrics.families
         guard = TimingGuard(families["llm_d_epp_plugin_duration_seconds"], families["llm_d_epp_plugin_faults_total"])
         stream = None if self._options.verbosity < 2 else sys.stderr.buffer
-        return Observability(self.metrics, Decisions(), RequestLog(stream), guard)
+        return Observability(
+            self.metrics, Decisions(), RequestLog(stream, asyncio.get_running_loop().call_later), guard
+        )
 
     def _discovery(self) -> Discovery:
         options = self._options

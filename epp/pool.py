@@ -37,6 +37,9 @@ class Endpoint:
         port: where it serves requests.
         labels: such as `llm-d.ai/role`.
         metrics_port: where it serves its metrics; None for `port`.
+        id: `namespace/name`, as in a session token.
+        host: the address as it stands in a URL: IPv6 in brackets.
+        hostport: the destination as Envoy takes it.
     """
 
     name: str
@@ -45,21 +48,15 @@ class Endpoint:
     namespace: str = "default"
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     metrics_port: int | None = None
+    id: str = field(init=False, compare=False)
+    host: str = field(init=False, compare=False)
+    hostport: str = field(init=False, compare=False)
 
-    @property
-    def id(self) -> str:
-        """`namespace/name`, as in a session token."""
-        return f"{self.namespace}/{self.name}"
-
-    @property
-    def host(self) -> str:
-        """The address as it stands in a URL: IPv6 in brackets."""
-        return f"[{self.address}]" if ":" in self.address else self.address
-
-    @property
-    def hostport(self) -> str:
-        """`ip:port`, IPv6 in brackets: the destination as Envoy takes it."""
-        return f"{self.host}:{self.port}"
+    def __post_init__(self) -> None:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        object.__setattr__(self, "id", f"{self.namespace}/{self.name}")
+        object.__setattr__(self, "host", host)
+        object.__setattr__(self, "hostport", f"{host}:{self.port}")
 
 
 class PoolObserver(Protocol):

@@ -48,7 +48,7 @@ def _first(headers: Mapping[str, str], *names: str) -> str:
 
 def path_of(headers: Mapping[str, str]) -> str:
     """The URL's path without the query; the names that gateways keep it under when they rewrite it come later."""
-    path = _first(headers, ":path", "x-original-path", "x-forwarded-path") or "/v1/completions"
+    path = headers.get(":path") or _first(headers, "x-original-path", "x-forwarded-path") or "/v1/completions"
     return path.partition("?")[0].rstrip("/")
 
 

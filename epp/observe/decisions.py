@@ -55,7 +55,9 @@ def _size(record: Record) -> int:
     decision = record.decision
     if decision is None:
         return 1024
-    rows = len(decision.candidates.read) + sum(3 + len(stage.profile.scorers) for stage in decision.stages)
+    rows = len(decision.candidates.read)
+    for stage in decision.stages:
+        rows += 3 + len(stage.profile.scorers)
     return 2048 + rows * (len(decision.candidates) * 8 + 128)
 
 

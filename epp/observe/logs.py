@@ -2,18 +2,28 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import msgspec
 
 from epp.observe.record import Record
 
+DELAY = 0.05
+
 _encode = msgspec.json.Encoder().encode
 
 
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
+
+
 def _timestamp(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    whole = int(seconds)
+    return f"{_second(whole)}.{int((seconds - whole) * 1000):03d}Z"
 
 
 class JsonFormatter(logging.Formatter):
@@ -46,17 +56,34 @@ def configure(verbosity: int) -> None:
 
 
 class RequestLog:
-    """Writes one line a request, at its end. What the body mode doesn't show is null, never 0."""
+    """Writes one line a request, at its end. What the body mode doesn't show is null, never 0.
 
-    def __init__(self, stream: BinaryIO | None) -> None:
+    Lines are gathered for `DELAY` seconds: a system call for each would cost as much as all the rest of it.
+
+    Args:
+        stream: where to write; None for nowhere.
+        later: calls a function after so many seconds, as an event loop's `call_later` does.
+    """
+
+    def __init__(self, stream: BinaryIO | None, later: Callable[[float, Callable[[], None]], object]) -> None:
         self._stream = stream
+        self._later = later
+        self._lines: list[bytes] = []
 
     def write(self, record: Record) -> None:
         """Writes the line of a request that has ended; nothing if there is no stream."""
         if self._stream is None:
             return
-        self._stream.write(_encode(_line(record)) + b"\n")
-        self._stream.flush()
+        if not self._lines:
+            self._later(DELAY, self.flush)
+        self._lines.append(_encode(_line(record)))
+
+    def flush(self) -> None:
+        """Writes what has been gathered."""
+        lines, self._lines = self._lines, []
+        if self._stream is not None and lines:
+            self._stream.write(b"\n".join(lines) + b"\n")
+            self._stream.flush()
 
 
 def _line(record: Record) -> dict[str, Any]:
