@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 BASE = frozenset({"errors", "keys", "options", "pool", "prefix", "quantities", "request"})
 SDK = BASE | {"plugin"}
 SIBLINGS = frozenset({"data", "extproc", "flow", "observe", "schedule", "settings"})
-PATH = frozenset({"exchange", "pipeline", "reading"})
+PATH = frozenset({"exchange", "hooks", "pipeline", "reading"})
 BESIDE = frozenset({"demo", "engine", "envoy", "replay", "sidecar", "testing"})
 
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -47,7 +47,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "keys": frozenset(),
     "quantities": frozenset(),
     "options": frozenset(),
-    "request": frozenset(),
+    "request": frozenset({"msgspec"}),
     "pool": frozenset({"numpy"}),
     "prefix": frozenset({"numpy", "xxhash"}),
     "plugin": frozenset({"numpy", "pydantic"}),
