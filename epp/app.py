@@ -7,9 +7,10 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import uvloop
@@ -35,7 +36,7 @@ from epp.observe.logs import RequestLog, configure
 from epp.observe.metrics import Metrics
 from epp.options import ServeOptions, listen_address
 from epp.pipeline import Options, Pipeline
-from epp.plugin import Context, Router
+from epp.plugin import Context, Router, plugins_of
 from epp.pool import Endpoint, Pool
 from epp.settings import Registry, defaults, load
 
@@ -79,7 +80,12 @@ class App:
         self._random = random.Random()
         self.pool = Pool()
         self.router = self._load()
-        self.metrics = Metrics(self.pool, options.pool_name or "default", streams=options.enable_grpc_stream_metrics)
+        self.metrics = Metrics(
+            self.pool,
+            options.pool_name or "default",
+            streams=options.enable_grpc_stream_metrics,
+            sizes=self._index_sizes,
+        )
         self.observe = self._observability()
         self.discovery = self._discovery()
         self.scraper = self._scraper()
@@ -171,6 +177,20 @@ class App:
         return Observability(
             self.metrics, Decisions(), RequestLog(stream, asyncio.get_running_loop().call_later), guard
         )
+
+    def _index_sizes(self) -> Mapping[tuple[str, str], int]:
+        indexed = [plugged for plugged in self.router.producers if hasattr(plugged.plugin, "index")]
+        return {(plugged.name, plugged.type): len(plugged.plugin.index) for plugged in indexed}
+
+    def _plugin_states(self) -> dict[str, Any]:
+        """llm-d's `/debug/plugins/state`: what each plugin that has a `state` method says of itself."""
+        states = {}
+        for plugged in plugins_of(self.router):
+            entry = {"name": plugged.name, "type": plugged.type}
+            state = getattr(plugged.plugin, "state", None)
+            detail = {"state": state()} if callable(state) else {"message": "keeps no state that it shows"}
+            states[plugged.name] = entry | detail
+        return {"timestamp": time.time(), "plugins": states}
 
     def _discovery(self) -> Discovery:
         options = self._options
@@ -268,7 +288,7 @@ class App:
 
     async def _start_metrics(self, stack: AsyncExitStack) -> None:
         options = self._options
-        app = application(self.metrics.registry, self.observe.decisions, {})
+        app = application(self.metrics.registry, self.observe.decisions, {"plugins/state": self._plugin_states})
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

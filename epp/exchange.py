@@ -112,6 +112,7 @@ class Exchange:
             if pick.profile == decision.handler_result:
                 self.record.matched = matched
                 self.record.matchable = _at(c, hooks.matchable, index)
+                self.record.indexer = hooks.indexer
 
     # --- what the server notes
 

@@ -17,6 +17,7 @@ class Hooks:
     Attributes:
         matched: the column of prompt tokens that an endpoint is believed to hold.
         matchable: the column of prompt tokens that could match.
+        indexer: name and type of the plugin that writes them.
     """
 
     router: Router
@@ -26,19 +27,23 @@ class Hooks:
     done: tuple[Hook, ...]
     matched: Key | None
     matchable: Key | None
+    indexer: tuple[str, str] | None
 
     @classmethod
     def of(cls, router: Router) -> "Hooks":
         """The hooks of a configuration."""
         named = {key.name: key for key in _written(router.producers)}
+        by_name = {plugged.name: (plugged.name, plugged.type) for plugged in router.producers}
+        matched = named.get("matched_tokens")
         return cls(
             router,
             picked=_methods(router, "picked"),
             response_headers=_methods(router, "response_headers"),
             first_byte=_methods(router, "first_byte"),
             done=_methods(router, "done"),
-            matched=named.get("matched_tokens"),
+            matched=matched,
             matchable=named.get("matchable_tokens"),
+            indexer=by_name.get(matched.producer) if matched is not None else None,
         )
 
 

@@ -18,6 +18,16 @@ first argument; a class that wants its own name, the clock or randomness takes a
 
         def __init__(self, parameters: Parameters, context: Context) -> None: ...
 
+What the loader reads off a class beside its methods, all of it optional:
+
+- `reads` and `writes`: the keys of request columns that it needs and that it gives, as attributes of the class or of
+  the instance. Producers run in the order that these imply; a column that nobody gives is an error at load, or brings
+  in the producer of that name.
+- `load_based`: see `Filter.keep`.
+- `stability = "alpha"`: loads with a warning. `deprecated = "write ... instead"`: loads with that warning.
+- `bind(profiles)`: a profile handler's, called with the profiles' names; raises ValueError if they don't fit.
+- `state()`: plain data for `/debug/plugins/state`.
+
 Between two awaits a decision is one synchronous step. A plugin that raises, takes too long or returns NaN, the wrong
 shape or the wrong type is counted and left out; the request goes on without it.
 """
@@ -311,6 +321,14 @@ class Router:
     observers: tuple[Plugged, ...] = ()
     warnings: tuple[str, ...] = ()
     origin: str = ""
+
+
+def plugins_of(router: Router) -> tuple[Plugged, ...]:
+    """Every plugin of a configuration, each once, in no particular order."""
+    found: list[Plugged] = [router.handler, *router.parsers, *router.fetchers, *router.producers, *router.observers]
+    for profile in router.profiles.values():
+        found += [*profile.filters, *(plugged for plugged, _ in profile.scorers), profile.picker]
+    return tuple({plugged.name: plugged for plugged in found}.values())
 
 
 def lower_is_better(values: Floats) -> Floats:

@@ -1,6 +1,6 @@
 """The process's metrics: what the table lists, entered from records, and read off the pool when somebody scrapes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -8,11 +8,13 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from epp import __version__
 from epp.keys import INFLIGHT_REQUESTS, INFLIGHT_TOKENS, KV_USAGE, RUNNING, WAITING, Key
 from epp.observe.record import Record
 from epp.observe.series import Family
 from epp.observe.table import SPECS
 from epp.pool import Endpoint, Pool
+from epp.request import BYTES_PER_TOKEN
 
 MOST_MODELS = 1000
 MOST_FAIRNESS_IDS = 1000
@@ -48,22 +50,32 @@ class Metrics(Collector):
         pool: whose gauges are read at each scrape.
         pool_name: the label `name` of the pool's gauges.
         streams: expose the opt-in families about ext_proc streams.
+        sizes: gives the blocks in each prefix index, by the plugin's name and type.
     """
 
-    def __init__(self, pool: Pool, pool_name: str, *, streams: bool = False) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        pool_name: str,
+        *,
+        streams: bool = False,
+        sizes: Callable[[], Mapping[tuple[str, str], int]] = dict,
+    ) -> None:
         self.families = {spec.name: Family(spec) for spec in SPECS}
         self.registry = CollectorRegistry()
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self._pool, self._pool_name, self._streams = pool, pool_name, streams
+        self._pool, self._pool_name, self._streams, self._sizes = pool, pool_name, streams, sizes
+        self.families["llm_d_epp_info"].value("", __version__).set(1)
         self._series: dict[tuple[str, str, int], RequestSeries] = {}
         self._models: set[str] = set()
         self._fairness_ids: set[str] = set()
         self._decided = self.families["llm_d_epp_scheduler_e2e_duration_seconds"].buckets()
         self._decided_alias = self.families["scheduler_decision_duration_seconds"].buckets()
         self._processed = self.families["llm_d_epp_request_processing_duration_seconds"].buckets()
-        self._hit_ratio = self.families["llm_d_epp_prefix_indexer_hit_ratio"].buckets()
+        self._hit_ratio = self.families["llm_d_epp_prefix_indexer_hit_ratio"]
+        self._hit_bytes = self.families["llm_d_epp_prefix_indexer_hit_bytes"]
         self._hits = self.families["scheduler_cache_hits_total"].value()
         self._misses = self.families["scheduler_cache_misses_total"].value()
         self.streams_inflight = self.families["llm_d_epp_extproc_streams_inflight"].value()
@@ -101,9 +113,13 @@ class Metrics(Collector):
         if record.processed_in is not None:
             self._processed.observe(record.processed_in)
         if record.matched is not None:
-            (self._hits if record.matched > 0 else self._misses).inc()
-            if record.matchable:
-                self._hit_ratio.observe(record.matched / record.matchable)
+            self._prefix(record, record.matched)
+
+    def _prefix(self, record: Record, matched: float) -> None:
+        (self._hits if matched > 0 else self._misses).inc()
+        if record.matchable and record.indexer is not None:
+            self._hit_ratio.buckets(*record.indexer).observe(matched / record.matchable)
+            self._hit_bytes.buckets(*record.indexer).observe(matched * BYTES_PER_TOKEN)
 
     def _attempt(self, status: str, model: str, endpoint: Endpoint | None) -> None:
         where = ("", "", "") if endpoint is None else (endpoint.name, endpoint.namespace, str(endpoint.port))
@@ -155,6 +171,8 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Everything, for prometheus_client."""
+        for plugin, blocks in self._sizes().items():
+            self.families["llm_d_epp_prefix_indexer_size"].value(*plugin).set(blocks)
         for family in self.families.values():
             if self._streams or "_extproc_stream" not in family.spec.name:
                 yield from family.collect()

@@ -22,6 +22,7 @@ class Record(msgspec.Struct, eq=False):
         processed_in: seconds from the arrival to the replies.
         matched: the prompt tokens that the pick is believed to hold; None if nobody keeps an index.
         matchable: the prompt tokens that could match.
+        indexer: name and type of the plugin that says so.
         error: what the client was told if we refused it.
     """
 
@@ -37,5 +38,6 @@ class Record(msgspec.Struct, eq=False):
     processed_in: float | None = None
     matched: float | None = None
     matchable: float | None = None
+    indexer: tuple[str, str] | None = None
     error: RequestError | None = None
     outcome: Outcome = msgspec.field(default_factory=Outcome)

@@ -26,6 +26,9 @@ REQUEST_PROCESSING = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.025, 0.04, 0.0
 STREAM = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600)
 RATIO = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
+HIT_BYTES = (0.0, *(float(16 << n) for n in range(13)))
+
+INDEXER = ("plugin_name", "plugin_type")
 PLUGIN = ("extension_point", "plugin_type", "plugin_name")
 ATTEMPT = ("status", "target_model_name", "endpoint_name", "namespace", "port")
 
@@ -93,9 +96,24 @@ SPECS = (
     ),
     _epp("plugin_faults_total", "counter", (*PLUGIN, "fault"), "Plugin results that were left out, by fault."),
     _with(
-        _epp("prefix_indexer_hit_ratio", "histogram", (), "Matched share of the prompt at the pick.", RATIO),
+        _epp("prefix_indexer_size", "gauge", INDEXER, "Blocks in the prefix index."),
+        "inference_extension_prefix_indexer_size",
+        (),
+    ),
+    _with(
+        _epp("prefix_indexer_hit_ratio", "histogram", INDEXER, "Matched share of the prompt at the pick.", RATIO),
         "inference_extension_prefix_indexer_hit_ratio",
         (),
+    ),
+    _with(
+        _epp("prefix_indexer_hit_bytes", "histogram", INDEXER, "Matched bytes of the prompt at the pick.", HIT_BYTES),
+        "inference_extension_prefix_indexer_hit_bytes",
+        (),
+    ),
+    _with(
+        _epp("info", "gauge", ("commit", "build_ref"), "1, with the version."),
+        "inference_extension_info",
+        ("commit", "build_ref"),
     ),
     _epp("datalayer_poll_errors_total", "counter", ("source_type",), "Scrapes that failed."),
     _epp("endpoint_changes_total", "counter", ("state",), "Endpoints taken out, back in, or seen to restart."),
