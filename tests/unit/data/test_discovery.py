@@ -21,19 +21,20 @@ QUICK = DiscoveryOptions(poll=0.01, settle=0.01, resolve=0.01, patience=5.0)
 
 
 class Names:
-    """A resolver: addresses by host, an error, or an event that must be set first."""
+    """A resolver: addresses by host, or an error; look-ups of `hanging` wait for `gate`."""
 
     def __init__(self, **answers: Any) -> None:
         self.answers = answers
         self.asked: list[str] = []
-        self.gate: asyncio.Event | None = None
+        self.hanging = ""
+        self.gate = asyncio.Event()
         self.heard: Heard | None = None
 
     async def __call__(self, host: str) -> Sequence[str]:
         self.asked.append(host)
         if self.heard is not None:
             self.heard.note()
-        if self.gate is not None:
+        if host == self.hanging:
             await self.gate.wait()
         answer = self.answers.get(host.removesuffix(".svc"), OSError(-2, "Name or service not known"))
         if isinstance(answer, Exception):
@@ -337,15 +338,30 @@ async def test_a_name_that_does_not_resolve_at_the_start(setup: Setup, heard: He
 
 async def test_a_resolver_that_hangs(setup: Setup, heard: Heard) -> None:
     """The start waits for it so long and no longer, asks once, and takes the answer when it comes."""
-    setup.names.gate = asyncio.Event()
+    setup.names.hanging, setup.names.heard = "llama.svc", heard
     options = DiscoveryOptions(patience=0.01, resolve=0.01)
-    await setup.start("llama.svc:8000,10.0.0.9:1", options=options, llama=["10.0.0.1"])
-    assert setup.endpoints == {"10.0.0.9:1": "10.0.0.9:1"}
-    assert "no answer yet" in heard.errors[0]
+    await setup.start("llama.svc:8000,b.svc:1", options=options, llama=["10.0.0.1"], b=["10.0.0.2"])
+    assert setup.endpoints == {"b.svc:1": "10.0.0.2:1"}
+    await heard.until(lambda: setup.names.asked.count("b.svc") > 5)
+    assert setup.names.asked.count("llama.svc") == 1
+    assert heard.errors == [
+        "host llama.svc: no answer yet from the resolver; its endpoints are missing, and it is tried again every 0.01 s"
+    ]
     setup.names.gate.set()
     await heard.until(lambda: len(setup.pool) == 2)
-    assert setup.names.asked[0] == "llama.svc"
-    assert len(heard.errors) == 1
+
+
+async def test_a_second_outage_is_told_again(setup: Setup, heard: Heard) -> None:
+    """Once a name has resolved, the next failure is news."""
+    setup.names.heard = heard
+    await setup.start("llama.svc:8000")
+    for outage in (1, 2):
+        await heard.until(lambda: len(heard.errors) == outage)  # noqa: B023
+        setup.names.answers["llama"] = ["10.0.0.1"]
+        asked = len(setup.names.asked)
+        await heard.until(lambda: len(setup.names.asked) > asked + 1)  # noqa: B023
+        setup.names.answers["llama"] = OSError(-2, "Name or service not known")
+    await heard.until(lambda: len(heard.errors) == 3)
 
 
 async def test_two_names_of_one_server(setup: Setup) -> None:
@@ -379,7 +395,7 @@ async def test_a_callback_that_raises_ends_nothing(setup: Setup, heard: Heard) -
 
 async def test_stop_ends_everything(setup: Setup) -> None:
     """No task is left, not even a look-up that hangs."""
-    setup.names.gate = asyncio.Event()
+    setup.names.hanging = "llama.svc"
     setup.write(entry("a", 1))
     await setup.start("llama.svc:8000", file=True, options=DiscoveryOptions(patience=0.01))
     assert setup.discovery is not None

@@ -3,7 +3,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from epp.data.engines import ENGINES, VLLM, EngineSpec, Selector, custom_key, gauge, info
+from epp.data.engines import ENGINES, VLLM, EngineSpec, Selector, custom_key, gauge, info, with_names
 from epp.data.exposition import Exposition, ExpositionError
 from epp.data.report import Reader, restarted
 from epp.errors import ConfigError
@@ -307,6 +307,22 @@ def test_custom_engine() -> None:
     assert (report.engine, report.values) == ("mine", {WAITING: 2, key: 3, RUNNING: 4})
     assert custom_key("batch_age") is key
     assert math.isnan(key.missing)
+
+
+def test_with_names() -> None:
+    """vLLM's metrics under names of the operator's choice, the others as they are."""
+    engines = with_names(waiting="q{a=b}", kv_usage="kv", lora="adapters", cache_info="cache")
+    page = (
+        b'q{a="b"} 1\nq{a="c"} 2\nvllm:num_requests_waiting 9\nvllm:num_requests_running 3\nkv{e="0"} 0.5\nkv 0.25\n'
+        b'cache{block_size="8",num_gpu_blocks="7"} 1\n'
+        b'adapters{max_lora="1",running_lora_adapters="x",waiting_lora_adapters=""} 1\n'
+    )
+    report = Reader(engines).read(page, {})
+    values = {WAITING: 1, RUNNING: 3, KV_USAGE: 0.5, CACHE_BLOCK_SIZE: 8, CACHE_BLOCKS: 7}
+    assert report.values == values | {ACTIVE_LORAS: 1, WAITING_LORAS: 0, MAX_LORAS: 1}
+    assert report.active == {"x"}
+    assert Reader(engines).read(SGLANG_PAGE.encode(), SGLANG).engine == "sglang"
+    assert with_names() == ENGINES
 
 
 def test_engines_must_have_names_of_their_own() -> None:

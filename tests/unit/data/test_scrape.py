@@ -118,7 +118,7 @@ async def test_values_arrive(setup: Setup, engine: StartEngine) -> None:
 
 async def test_a_capture(setup: Setup, engine: StartEngine, capture: Callable[[str], bytes]) -> None:
     """A real vLLM's page, over HTTP, into the pool."""
-    server = await engine(capture("vllm-0.32-metrics-loaded.txt"))
+    server = await engine(capture("vllm-0.32-metrics-loaded.txt"), content_type="text/plain; version=0.0.4")
     scraper = await setup.start(server)
     assert await scraper.wait_first(10)
     assert setup.candidates[CACHE_BLOCK_SIZE][0] == 32
@@ -283,8 +283,10 @@ async def test_a_fault_of_ours_is_nobodys_failure(setup: Setup, engine: StartEng
 
 async def test_an_exposition_of_nobody_known(setup: Setup, engine: StartEngine) -> None:
     """The server is well, and says nothing: its values are unknown, an error is told, and it may serve."""
-    good, other = await engine(page()), await engine(b"# HELP up up\nup 1\n")
+    good, other = await engine(page()), await engine(page())
     await setup.start(good, other)
+    await setup.scraped(other)
+    other.page = b"# HELP up up\nup 1\n"
     assert await setup.scraped(other, 5) == "the page has no metric of any known engine"
     assert list(setup.candidates.fresh) == [True, False]
     assert setup.heard.changes == []
@@ -377,10 +379,23 @@ async def test_a_restart_after_a_page_without_counters(setup: Setup, engine: Sta
     await setup.changed((server, "restarted"))
 
 
+async def test_a_restart_is_told_once(setup: Setup, engine: StartEngine) -> None:
+    """What the counters were before a restart is forgotten with it, also those that come back late."""
+    late = 'vllm:prompt_tokens_total{{model_name="late"}} {}\n'
+    server = await engine(page(tokens=100) + late.format(100).encode())
+    await setup.start(server)
+    await setup.scraped(server)
+    server.page = page(tokens=5)
+    await setup.changed((server, "restarted"))
+    server.page = page(tokens=6) + late.format(1).encode()
+    await setup.scraped(server, 3)
+    assert setup.heard.changes == [(server.endpoint.name, "restarted")]
+
+
 async def test_a_server_that_dies_and_comes_back(setup: Setup, engine: StartEngine) -> None:
     """Out while it is gone, in and known as restarted when it is back on the same port."""
     server = await engine(page(tokens=100))
-    await setup.start(server)
+    scraper = await setup.start(server)
     await setup.scraped(server)
     await server.stop()
     await setup.changed((server, "out"))
@@ -389,13 +404,14 @@ async def test_a_server_that_dies_and_comes_back(setup: Setup, engine: StartEngi
     await server.start()
     await setup.changed((server, "out"), (server, "in"), (server, "restarted"))
     assert setup.pool.eligible[setup.slot(server)]
+    assert [target.misses for target in scraper._targets.values()] == [0]  # its next failure is tried again soon
 
 
 # --- what the requests see
 
 
 async def test_a_refused_request_takes_a_dead_endpoint_out_at_once(setup: Setup, engine: StartEngine) -> None:
-    """At the defaults, and a pool so large that the next scrape is seconds away, within a fraction of a second."""
+    """At the defaults, within a fraction of a second, even if the next scrape is seconds away."""
     server = await engine(page())
     scraper = await setup.start(server, options=ScrapeOptions(budget=0.1))
     await setup.scraped(server, 1)
@@ -459,14 +475,38 @@ async def test_a_serving_port_that_refuses_beside_metrics_that_work(
 
 
 async def test_a_serving_port_that_works_again(setup: Setup, engine: StartEngine) -> None:
-    """Once the serving port takes a connection, the metrics alone count again."""
-    server, serving = await engine(page()), await engine()
-    endpoint = Endpoint("sidecar", "127.0.0.1", serving.port, metrics_port=server.port)
-    scraper = await setup.start(endpoint)
-    await setup.scraped(endpoint)
-    for _ in range(3):
-        scraper.connection_failed(endpoint.hostport)
-    await setup.changed((endpoint, "out"), (endpoint, "in"))
+    """Once the serving port has taken a connection, the metrics alone count again."""
+    server = await engine(page())
+    connections: list[asyncio.StreamWriter] = []
+
+    def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        writer.close()
+
+    serving = await asyncio.start_server(take, "127.0.0.1", 0)
+    async with serving:
+        endpoint = Endpoint("sidecar", "127.0.0.1", serving.sockets[0].getsockname()[1], metrics_port=server.port)
+        scraper = await setup.start(endpoint)
+        await setup.scraped(endpoint)
+        for _ in range(3):
+            scraper.connection_failed(endpoint.hostport)
+        await setup.changed((endpoint, "out"), (endpoint, "in"))
+        looked = len(connections)
+        await setup.scraped(endpoint, 5)
+        assert 1 <= looked == len(connections)
+
+
+async def test_a_503_asks_for_a_scrape_and_is_no_failure(setup: Setup, engine: StartEngine) -> None:
+    """However many there are, only scrapes judge."""
+    server = await engine(page())
+    scraper = await setup.start(server, options=ScrapeOptions(budget=0.01))
+    await setup.scraped(server)
+    for _ in range(10):
+        scraper.suspected(server.endpoint.hostport)
+    assert setup.pool.eligible[setup.slot(server)]
+    assert await setup.scraped(server) is None
+    scraper.suspected("127.0.0.1:1")
+    assert setup.heard.changes == []
 
 
 # --- the schedule
@@ -643,13 +683,14 @@ async def test_stop_ends_everything(setup: Setup, engine: StartEngine) -> None:
     """No task, no timer and no connection is left; nothing is written afterwards."""
     server, stuck = await engine(page()), await engine(page())
     stuck.gate = asyncio.Event()
-    scraper = await setup.start(server, stuck)
+    scraper = await setup.start(server, stuck, options=replace(QUICK, timeout=1000.0))
     await setup.scraped(server)
     await stuck.asked.wait()
     before = asyncio.all_tasks()
     scrapes = [task for task in before if "Scraper" in repr(task.get_coro())]
     assert scrapes
-    await scraper.stop()
+    async with asyncio.timeout(10):
+        await scraper.stop()
     assert all(task.done() for task in scrapes)
     asked = len(server.requests)
     setup.pool.add(Endpoint("late", "127.0.0.1", server.port))
