@@ -85,6 +85,7 @@ class App:
             options.pool_name or "default",
             streams=options.enable_grpc_stream_metrics,
             sizes=self._index_sizes,
+            staleness=options.metrics_staleness_threshold,
         )
         self.observe = self._observability()
         self.discovery = self._discovery()

@@ -17,7 +17,7 @@ from epp.observe.logs import RequestLog
 from epp.observe.metrics import Metrics, RequestSeries
 from epp.observe.record import Record
 from epp.plugin import Candidates, Pick, Request, ResponseReader
-from epp.pool import Leg
+from epp.pool import Endpoint, Leg
 from epp.schedule import Decision
 
 if TYPE_CHECKING:
@@ -135,29 +135,32 @@ class Exchange:
         decision = self.record.decision
         if decision is None or decision.found() is None:
             return ()
-        self._served(event, decision.primary)
-        return self._ask_observers(decision)
+        served = self._served(event, decision.primary)
+        return self._ask_observers(decision, served) if self.hooks.response_headers else ()
 
-    def _ask_observers(self, decision: Decision) -> list[tuple[str, str]]:
+    def _ask_observers(self, decision: Decision, served: Endpoint) -> list[tuple[str, str]]:
         added: list[tuple[str, str]] = []
+        guard = self._pipeline.observe.guard
         for plugged, ask in self.hooks.response_headers:
-            found = self._pipeline.observe.guard.call("ResponseReceived", plugged, ask, self.request, decision)
+            found = guard.call("ResponseReceived", plugged, ask, self.request, decision, served)
             added += (found or {}).items()
         return added
 
-    def _served(self, event: ResponseHeaders, pick: Pick) -> None:
+    def _served(self, event: ResponseHeaders, pick: Pick) -> Endpoint:
         """Learns from Envoy who really answered: a pick that was passed over has refused the connection."""
-        health, target = self._pipeline.health, pick.endpoints[0].hostport
-        if event.unreachable or (event.served_by is not None and event.served_by != target):
-            health.connection_failed(target)
+        health, target, pool = self._pipeline.health, pick.endpoints[0], self._pipeline.pool
+        slot = pool.slot_at(event.served_by) if event.served_by is not None else None
+        served = pool.endpoints[slot] if slot is not None else None
+        if event.unreachable or (served is not None and slot != pick.slots[0]):
+            health.connection_failed(target.hostport)
         elif self.record.outcome.status == 503:
-            health.suspected(target)
-        if event.served_by is None:
-            return
-        self.record.outcome.served_by = event.served_by
-        slot = self._pipeline.pool.slot_at(event.served_by)
-        if slot is not None and slot != pick.slots[0]:
+            health.suspected(target.hostport)
+        if slot is None or served is None:
+            return target
+        self.record.outcome.served_by = served.hostport
+        if slot != pick.slots[0]:
             self._move(pick.slots[0], slot)
+        return served
 
     def _move(self, passed_over: int, served: int) -> None:
         pool = self._pipeline.pool

@@ -87,7 +87,9 @@ __all__ = [
     "Chain",
     "Codes",
     "Context",
+    "Decision",
     "Endpoint",
+    "Fetcher",
     "Filter",
     "Floats",
     "Hasher",
@@ -223,8 +225,8 @@ class Observer(Protocol):
     def picked(self, request: Request, decision: Decision, c: Candidates) -> None:
         """The decision is made; `c` are all candidates that it began with. Called before the next decision begins."""
 
-    def response_headers(self, request: Request, decision: Decision) -> Mapping[str, str]:
-        """Headers to set on the response."""
+    def response_headers(self, request: Request, decision: Decision, served: Endpoint) -> Mapping[str, str]:
+        """Headers to set on the response. `served` answers: the target, or the fallback that Envoy has gone on to."""
         ...
 
     def first_byte(self, request: Request, decision: Decision, now: float) -> None:

@@ -1,5 +1,6 @@
 """The process's metrics: what the table lists, entered from records, and read off the pool when somebody scrapes."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
@@ -51,6 +52,8 @@ class Metrics(Collector):
         pool_name: the label `name` of the pool's gauges.
         streams: expose the opt-in families about ext_proc streams.
         sizes: gives the blocks in each prefix index, by the plugin's name and type.
+        now: the injected monotonic clock, seconds.
+        staleness: how many seconds old an endpoint's metrics may be to count in the pool's averages.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class Metrics(Collector):
         *,
         streams: bool = False,
         sizes: Callable[[], Mapping[tuple[str, str], int]] = dict,
+        now: Callable[[], float] = time.monotonic,
+        staleness: float = 2.0,
     ) -> None:
         self.families = {spec.name: Family(spec) for spec in SPECS}
         self.registry = CollectorRegistry()
@@ -67,6 +72,7 @@ class Metrics(Collector):
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._pool, self._pool_name, self._streams, self._sizes = pool, pool_name, streams, sizes
+        self._now, self._staleness = now, staleness
         self.families["llm_d_epp_info"].value("", __version__).set(1)
         self._series: dict[tuple[str, str, int], RequestSeries] = {}
         self._models: set[str] = set()
@@ -182,7 +188,7 @@ class Metrics(Collector):
 
     def _pool_metrics(self) -> Iterable[Metric]:
         slots = self._pool.all_slots()
-        fresh = slots[self._pool.fresh_until[slots] > -np.inf]
+        fresh = slots[self._now() - self._pool.updated[slots] <= self._staleness]
         for key, tail, twin in _AVERAGES:
             values = self._pool.column(key)[fresh]
             yield from self._average(tail, twin, values[~np.isnan(values)])

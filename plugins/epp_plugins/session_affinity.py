@@ -62,7 +62,7 @@ import numpy as np
 from pydantic import Field, StringConstraints, model_validator
 
 import epp.plugin
-from epp.plugin import Candidates, Context, Decision, Floats, Mask, Pick, Request
+from epp.plugin import Candidates, Context, Decision, Endpoint, Floats, Mask, Pick, Request
 
 MAX_SESSIONS = 100_000
 _SWEPT_AT_ONCE = 16  # a request adds one session at most, so the sweep keeps up, and none of them pays for all
@@ -116,8 +116,8 @@ class _Strategy(Protocol):
     def pin(self, request: Request, pick: Pick, c: Candidates) -> None:
         """Remembers what was picked for the request."""
 
-    def response_headers(self, pick: Pick) -> Mapping[str, str]:
-        """What to tell the client."""
+    def response_headers(self, endpoint: Endpoint) -> Mapping[str, str]:
+        """What to tell the client of its endpoint."""
         ...
 
 
@@ -139,8 +139,8 @@ class _Token:
     def pin(self, request: Request, pick: Pick, c: Candidates) -> None:
         pass
 
-    def response_headers(self, pick: Pick) -> Mapping[str, str]:
-        return {self._header: base64.b64encode(pick.endpoints[0].id.encode()).decode()}
+    def response_headers(self, endpoint: Endpoint) -> Mapping[str, str]:
+        return {self._header: base64.b64encode(endpoint.id.encode()).decode()}
 
 
 class _Sessions:
@@ -189,7 +189,7 @@ class _Sessions:
                 return
             del self._pins[oldest]
 
-    def response_headers(self, pick: Pick) -> Mapping[str, str]:
+    def response_headers(self, endpoint: Endpoint) -> Mapping[str, str]:
         return {}
 
     def forget(self, slot: int) -> None:
@@ -221,10 +221,13 @@ class _SessionAffinity:
         if pick is not None:
             self._strategy.pin(request, pick, c)
 
-    def response_headers(self, request: Request, decision: Decision) -> Mapping[str, str]:
-        """The token, with the strategy `encoded_endpoint_header`."""
+    def response_headers(self, request: Request, decision: Decision, served: Endpoint) -> Mapping[str, str]:
+        """The token, with the strategy `encoded_endpoint_header`: of who answers, if the primary profile is pinned."""
         pick = self._pick(decision)
-        return {} if pick is None else self._strategy.response_headers(pick)
+        if pick is None:
+            return {}
+        primary = pick.profile == decision.primary.profile
+        return self._strategy.response_headers(served if primary else pick.endpoints[0])
 
 
 class SessionAffinityScorer(_SessionAffinity):

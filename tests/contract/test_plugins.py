@@ -273,7 +273,7 @@ def test_observers(type_name, sent, c, data):
     if hasattr(instance, "picked"):
         instance.picked(sent, decision, c)
     if hasattr(instance, "response_headers"):
-        headers = instance.response_headers(sent, decision)
+        headers = instance.response_headers(sent, decision, decision.primary.endpoints[0])
         assert all(isinstance(text, str) for item in headers.items() for text in item)
     if hasattr(instance, "first_byte"):
         instance.first_byte(sent, decision, c.now)

@@ -61,7 +61,8 @@ def test_token_outside_the_candidates():
 def test_token_on_the_response():
     """The response tells the client where its session is: the first endpoint that was picked."""
     c = candidates(count=3)
-    headers = made().response_headers(request(), decided(c, 2, 0))
+    decision = decided(c, 2, 0)
+    headers = made().response_headers(request(), decision, decision.primary.endpoints[0])
     assert headers == {"x-session-token": "ZGVmYXVsdC9wb2QtMg=="}
     assert base64.b64decode(headers["x-session-token"]) == b"default/pod-2"
 
@@ -69,7 +70,7 @@ def test_token_on_the_response():
 def test_token_comes_back():
     """What a response sets leads the next request to the same endpoint, whatever the header's name."""
     c, scorer = candidates(count=3), made(encodedEndpointHeaderConfig={"header": "X-My-Session"})
-    headers = scorer.response_headers(request(), decided(c, 1))
+    headers = scorer.response_headers(request(), decided(c, 1), c.endpoints[1])
     assert list(headers) == ["x-my-session"]
     assert scorer.score(request("prompt", headers=headers), c).tolist() == [0, 1, 0]
 
@@ -78,10 +79,18 @@ def test_profile_that_is_pinned():
     """profileName says whose pick is pinned; a profile that didn't run pins nothing."""
     c = candidates(count=3)
     decision = decided(c, 2, profile="decode", others={"prefill": 0})
-    assert made(profileName="prefill").response_headers(request(), decision) == {
+    served = c.endpoints[2]
+    assert made(profileName="prefill").response_headers(request(), decision, served) == {
         "x-session-token": token("default/pod-0")
     }
-    assert made(profileName="encode").response_headers(request(), decision) == {}
+    assert made(profileName="encode").response_headers(request(), decision, served) == {}
+
+
+def test_token_after_a_fallback():
+    """Where Envoy has gone on to a fallback, the session is there from now on."""
+    c = candidates(count=3)
+    headers = made().response_headers(request(), decided(c, 2, 0), c.endpoints[0])
+    assert headers == {"x-session-token": token("default/pod-0")}
 
 
 # --- session_id
@@ -95,7 +104,7 @@ def test_session():
     assert scorer.score(of_session("s"), c).tolist() == [0, 1, 0]
     assert scorer.score(of_session("t"), c).tolist() == [0, 0, 0]
     assert scorer.score(request(), c).tolist() == [0, 0, 0]
-    assert scorer.response_headers(of_session("s"), decided(c, 1)) == {}
+    assert scorer.response_headers(of_session("s"), decided(c, 1), c.endpoints[1]) == {}
 
 
 def test_sources():
