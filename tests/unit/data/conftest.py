@@ -1,7 +1,9 @@
-"""Engines that serve metrics pages, and an ear for callbacks that tests wait on."""
+"""Engines that serve metrics pages, an ear for callbacks that tests wait on, and a pool with a scraper over it."""
 
 import asyncio
+import random
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from epp.pool import Endpoint
+from epp.data.client import ScrapeOptions
+from epp.data.report import Reader
+from epp.data.scrape import Scraper
+from epp.pool import Candidates, Endpoint, Pool
 
 DATA = Path(__file__).parents[3] / "../shared/data"
 
@@ -145,3 +150,74 @@ def closed_port() -> Iterator[int]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
+
+
+QUICK = ScrapeOptions(interval=0.005, retry_cap=0.02)
+StartEngine = Callable[..., Awaitable[Engine]]
+
+
+def page(waiting: float = 1, tokens: float = 100, **more: str) -> bytes:
+    return (
+        f"# TYPE vllm:num_requests_waiting gauge\nvllm:num_requests_waiting {waiting}\nvllm:num_requests_running 2\n"
+        f'vllm:kv_cache_usage_perc 0.5\nvllm:cache_config_info{{block_size="16",num_gpu_blocks="10"}} 1\n'
+        f"vllm:generation_tokens_total {tokens}\n{more.get('lora', '')}"
+    ).encode()
+
+
+class Setup:
+    """A pool with a scraper over it."""
+
+    def __init__(self, heard: Heard) -> None:
+        self.heard, self.pool, self.now = heard, Pool(2), time.monotonic
+        self.scraper: Scraper | None = None
+
+    async def start(
+        self, *engines: Engine | Endpoint, options: ScrapeOptions = QUICK, reader: Reader | None = None
+    ) -> Scraper:
+        for each in engines:
+            self.pool.add(each.endpoint if isinstance(each, Engine) else each)
+        self.scraper = Scraper(
+            self.pool,
+            options,
+            now=self.now,
+            random=random.Random(7),
+            reader=reader,
+            on_scrape=self.heard.on_scrape,
+            on_change=self.heard.on_change,
+        )
+        await self.scraper.start()
+        return self.scraper
+
+    def slot(self, engine: Engine | Endpoint) -> int:
+        endpoint = engine.endpoint if isinstance(engine, Engine) else engine
+        return self.pool.slots[endpoint.id]
+
+    @property
+    def candidates(self) -> Candidates:
+        return Candidates(self.pool, self.pool.all_slots(), self.now())
+
+    async def scraped(self, engine: Engine | Endpoint, times: int = 1) -> str | None:
+        """Waits for so many more scrapes of it; the last one's error."""
+        name = engine.endpoint.name if isinstance(engine, Engine) else engine.name
+        target = len(self.heard.scrapes_of(name)) + times
+        await self.heard.until(lambda: len(self.heard.scrapes_of(name)) >= target)
+        return self.heard.scrapes_of(name)[target - 1]
+
+    async def changed(self, *changes: tuple[Engine | Endpoint, str]) -> None:
+        """Waits until exactly these changes have been told, in this order."""
+        wanted = [((e.endpoint if isinstance(e, Engine) else e).name, state) for e, state in changes]
+        await self.heard.until(lambda: len(self.heard.changes) >= len(wanted))
+        assert self.heard.changes == wanted
+
+
+@pytest.fixture
+async def setup(heard: Heard) -> AsyncIterator[Setup]:
+    made = Setup(heard)
+    yield made
+    if made.scraper is not None:
+        await made.scraper.stop()
+
+
+@pytest.fixture
+def refusing(closed_port: int) -> Endpoint:
+    return Endpoint("refusing", "127.0.0.1", closed_port)
