@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import random
+import resource
 import signal
 import sys
 import time
@@ -53,8 +54,15 @@ def run(options: ServeOptions) -> int:
         ConfigError: something that the options name can't be used; the message says what to do.
     """
     configure(options.verbosity)
+    _allow_files()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(options))
+
+
+def _allow_files() -> None:
+    """As many open files as the system allows: every endpoint and every Envoy worker has a connection."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(options: ServeOptions) -> int:

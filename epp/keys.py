@@ -6,6 +6,7 @@ computes for one request. `request_key` and `pool_key` give equal names the same
 
 from dataclasses import dataclass
 from functools import cache
+from math import isnan
 from typing import Literal
 
 Scope = Literal["pool", "request"]
@@ -37,21 +38,27 @@ class Key:
         return f"<{self.scope} key {self.producer + '/' if self.producer else ''}{self.name}>"
 
 
-@cache
+_NAN = float("nan")
+
+
 def pool_key(
     name: str, *, missing: float = 0.0, source: Source | None = None, unit: str = "", producer: str = ""
 ) -> Key:
     """The key of a column of the pool; equal arguments give the same object."""
+    # No NaN equals another one: with one object for all of them, the cache finds it.
+    return _pool_key(name, _NAN if isnan(missing) else missing, source, unit, producer)
+
+
+@cache
+def _pool_key(name: str, missing: float, source: Source | None, unit: str, producer: str) -> Key:
     return Key(name, "pool", missing, source, unit, producer)
 
 
 @cache
 def request_key(name: str, producer: str, *, unit: str = "") -> Key:
     """The key of a column that `producer`, the name of a plugin instance, computes for each request."""
-    return Key(name, "request", float("nan"), None, unit, producer)
+    return Key(name, "request", _NAN, None, unit, producer)
 
-
-_NAN = float("nan")
 
 WAITING = pool_key("waiting", missing=_NAN, source="metrics", unit="requests")
 RUNNING = pool_key("running", missing=_NAN, source="metrics", unit="requests")
