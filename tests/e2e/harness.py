@@ -90,7 +90,12 @@ class Picker:
             *("--grpc-bind-address=127.0.0.1", f"--grpc-port={self.address.port}"),
             *(f"--grpc-health-port={self.health.port}", f"--metrics-port={self.metrics_address.port}"),
             *("--metrics-endpoint-auth=false", "--metrics-bind-address=127.0.0.1"),
-            *("--drain-timeout=0s", f"--max-request-body-bytes={LIMIT}", *self._arguments),
+            *(
+                "--enable-grpc-stream-metrics",
+                "--drain-timeout=0s",
+                f"--max-request-body-bytes={LIMIT}",
+                *self._arguments,
+            ),
         ]
 
     async def __aenter__(self) -> Self:
@@ -140,7 +145,7 @@ class Picker:
     async def idle(self) -> bool:
         """Whether no request is charged to anybody any more, and no stream is open."""
         sums = await self.metrics()
-        return not any(sums.get(f"llm_d_epp_{name}") for name in IN_FLIGHT)
+        return not any(sums[f"llm_d_epp_{name}"] for name in IN_FLIGHT)
 
     async def _serving(self) -> bool:
         assert self._process is not None

@@ -77,6 +77,10 @@ class Upstream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Takes no more connections, and cuts those that are open."""
         assert self._server is not None
         self._server.close()
         for task in list(self._tasks):
