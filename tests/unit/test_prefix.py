@@ -194,7 +194,11 @@ def chain_of(prompt: str) -> Chain:
 
 SLOTS = [0, 1, 2, 40]
 slots = st.sampled_from(SLOTS[:3])
-letters = st.text("ab", max_size=12)
+letters = st.one_of(
+    st.text("ab", max_size=12),
+    # Much in common, so that runs are shared, split and held in part.
+    st.builds(lambda length, end: "abcdefghijkl"[:length] + end, st.integers(0, 12), st.text("xy", max_size=2)),
+)
 operations = st.one_of(
     st.tuples(st.just("insert"), slots, letters.map(chain_of)),
     st.tuples(st.just("insert"), slots, letters.map(chain_of)),
@@ -204,14 +208,15 @@ operations = st.one_of(
 
 
 @settings(max_examples=300)
-@given(st.lists(operations, max_size=40), letters.map(chain_of))
-def test_the_tree_answers_like_the_naive_model(calls, probe):
+@given(st.lists(operations, max_size=40), st.lists(letters.map(chain_of), min_size=1, max_size=4))
+def test_the_tree_answers_like_the_naive_model(calls, probes):
     """Any sequence of calls: the matches, the blocks of each slot and of all together, and the invariants."""
     index, naive = PrefixIndex(), Naive()
     for name, *arguments in calls:
         getattr(index, name)(*arguments)
         getattr(naive, name)(*arguments)
-        assert index.match(probe, np.array(SLOTS)).tolist() == naive.match(probe, SLOTS)
+        for probe in probes:
+            assert index.match(probe, np.array(SLOTS)).tolist() == naive.match(probe, SLOTS)
         assert [index.blocks(slot) for slot in SLOTS] == [len(naive.held.get(slot, ())) for slot in SLOTS]
         check(index)
     index.settle()
@@ -340,6 +345,41 @@ def test_one_slots_eviction_leaves_the_others_alone(index):
     assert len(index) == 19
 
 
+@pytest.mark.parametrize("at", range(1, 8))
+def test_prompts_may_part_where_a_slot_has_only_the_beginning(index, at):
+    """Slot 0 has 5 of 8 blocks when another prompt parts from them before, at or behind its end."""
+    for slot in (0, 1):
+        index.insert(slot, chain_of("abcdefgh"))
+    index.set_capacity(0, 5)
+    index.insert(1, chain_of("abcdefgh"[:at] + "x"))
+    check(index)
+    assert match(index, "abcdefgh", 0, 1) == [5, 8]
+    for length in range(1, 8):
+        assert match(index, "abcdefgh"[:length] + "?", 0, 1) == [min(length, 5), length]
+    for capacity in (4, 3, 2, 1):
+        index.set_capacity(0, capacity)
+        check(index)
+        assert (match(index, "abcdefgh", 0, 1), index.blocks(0)) == ([capacity, 8], capacity)
+    index.set_capacity(0, 100)
+    index.insert(0, chain_of("abcdefgh"))
+    check(index)
+    assert (match(index, "abcdefgh", 0), index.blocks(0), len(index)) == ([8], 8, 9)
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_who_has_only_the_beginning_may_go_on_elsewhere(index, at):
+    """Slot 0 has 5 of 8 blocks when it gets another prompt with a common beginning."""
+    for slot in (0, 1):
+        index.insert(slot, chain_of("abcdefgh"))
+    index.set_capacity(0, 5)
+    index.set_capacity(0, 6)
+    index.insert(0, chain_of("abcdefgh"[:at] + "x"))
+    check(index)
+    assert match(index, "abcdefgh"[:at] + "x", 0) == [min(at + 1, 6)]
+    assert match(index, "abcdefgh", 0, 1) == [max(at, 5) if at < 6 else 6, 8]
+    assert index.blocks(0) == 6
+
+
 def test_a_forgotten_slot_is_empty_at_once_and_can_be_reused(index):
     """Before its memory is freed, and whatever its capacity was."""
     index.set_capacity(5, 3)
@@ -363,6 +403,10 @@ def test_an_insert_frees_a_slice_and_the_next_ones_the_rest(index):
     assert 800 < index.blocks(0) < 900 - SLICE
     for _ in range(5):
         index.insert(1, HASHER.chain(0, b"y", 1))
+    assert index.blocks(0) == 800
+    index.insert(0, HASHER.chain(1, bytes(100), 1))
+    assert index.blocks(0) == 900 - SLICE
+    index.settle()
     assert index.blocks(0) == 800
 
 
