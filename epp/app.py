@@ -43,6 +43,9 @@ from epp.settings import Registry, defaults, load
 
 log = logging.getLogger("epp")
 
+COLLECT = (10_000, 20, 20)
+"""The collector's thresholds. A request leaves no cycles, so looking for them rarely is enough."""
+
 IDLE = 1.0
 """Seconds without a stream after which a draining picker is done: Envoy has learnt from its health by then."""
 
@@ -127,6 +130,7 @@ class App:
         await self._start_grpc(stack)
         gc.collect()
         gc.freeze()  # what lives as long as the process needn't be looked at again
+        gc.set_threshold(*COLLECT)
         log.info(
             "serving: ext_proc on %d (%s), health on %d, metrics on %s:%d, %d endpoints, configuration: %s",
             self.grpc_port,

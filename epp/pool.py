@@ -389,7 +389,7 @@ class Candidates:
         self.peer: Pick | None = None
         self._pool = pool
         self._endpoints = pool.endpoints
-        self._root = self
+        self._root: Candidates | None = None  # itself, which would be a cycle for the garbage collector
         self._positions: Ints | None = None
         self._columns: dict[Key, Floats] = {}
 
@@ -403,7 +403,7 @@ class Candidates:
         """The column of a key, shape (n,)."""
         column = self._columns.get(key)
         if column is None:
-            column = self._gather(key) if self._root is self else self._root[key][self._positions]
+            column = self._gather(key) if self._root is None else self._root[key][self._positions]
             column.flags.writeable = False
             self._columns[key] = column
         return column
@@ -419,7 +419,7 @@ class Candidates:
     @property
     def read(self) -> Mapping[Key, Floats]:
         """What has been read or produced so far, over the endpoints that this decision began with."""
-        return self._root._columns
+        return self._columns if self._root is None else self._root._columns
 
     @property
     def endpoints(self) -> Sequence[Endpoint]:
@@ -469,7 +469,8 @@ class Candidates:
         child.slots, child.now, child.peer = self.slots[positions], self.now, peer or self.peer
         child.fresh, child.ages = self.fresh[positions], self.ages[positions]
         child.all_fresh = self.all_fresh or all_true(child.fresh)
-        child._pool, child._endpoints, child._root, child._columns = self._pool, self._endpoints, self._root, {}
+        child._pool, child._endpoints, child._columns = self._pool, self._endpoints, {}
+        child._root = self if self._root is None else self._root
         child._positions = positions if self._positions is None else self._positions[positions]
         return child
 
