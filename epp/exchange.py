@@ -1,7 +1,9 @@
 """One request's life beside its path: what it was charged, what its response showed, how it ended."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isnan
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -16,12 +18,16 @@ from epp.observe.guard import TimingGuard
 from epp.observe.logs import RequestLog
 from epp.observe.metrics import Metrics, RequestSeries
 from epp.observe.record import Record
-from epp.plugin import Candidates, Pick, Request, ResponseReader
+from epp.plugin import Candidates, Pick, Plugged, Request, ResponseReader, Usage
 from epp.pool import Endpoint, Leg
 from epp.schedule import Decision
 
 if TYPE_CHECKING:
     from epp.pipeline import Pipeline
+
+
+LONGEST = 256
+"""Characters of a model's name or a fairness id that records keep: clients choose them, and a body may be one name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class Exchange:
         "_encoded",
         "_last",
         "_legs",
+        "_parser",
         "_pipeline",
         "_reader",
         "_series",
@@ -67,6 +74,7 @@ class Exchange:
         self._pipeline = pipeline
         self._legs: list[Leg] = []
         self._series: RequestSeries | None = None
+        self._parser: Plugged | None = None
         self._reader: ResponseReader | None = None
         self._last: float | None = None
         pipeline.observe.metrics.streams_inflight.inc()
@@ -74,11 +82,16 @@ class Exchange:
     def __repr__(self) -> str:
         return f"<Exchange {self.record.id!r}: {len(self._legs)} legs in flight>"
 
+    def begin(self, headers: Mapping[str, str]) -> None:
+        """The request's headers have come: from now on it has an id."""
+        if not self.record.id:
+            given = headers.get("x-request-id", "")
+            self.has_id = bool(given)
+            self.record.id = given or str(uuid4())
+
     async def route(self, arrival: Arrival) -> Answer:
         """Decides where the request goes; see `Pipeline.route`."""
-        given = arrival.headers.get("x-request-id", "")
-        self.has_id = bool(given)
-        self.record.id = given or str(uuid4())
+        self.begin(arrival.headers)
         answer = await self._pipeline.route(self, arrival)
         self.record.processed_in = self._pipeline.now() - self.record.started
         self._series = self._pipeline.observe.metrics.routed(self.record)
@@ -90,7 +103,8 @@ class Exchange:
     def note_request(self, request: Request) -> Request:
         """Notes what was read; keeps it without its prompts, since a stream may be open for an hour."""
         record = self.record
-        record.model, record.fairness_id, record.priority = request.model, request.fairness_id, request.priority
+        record.model, record.fairness_id = request.model[:LONGEST], request.fairness_id[:LONGEST]
+        record.priority = request.priority
         record.size = request.size if request.parser else None
         self.request = request.without_prompts()
         return request
@@ -118,7 +132,8 @@ class Exchange:
 
     def refused(self, error: RequestError) -> str:
         """Notes that the client gets this error; the request's id."""
-        self.record.id = self.record.id or str(uuid4())
+        self.begin({})
+        error.__traceback__ = error.__cause__ = error.__context__ = None  # the frames hold the request's body
         self.record.error = error
         if self._series is None:
             self._pipeline.observe.decisions.keep(self.record)
@@ -143,7 +158,10 @@ class Exchange:
         guard = self._pipeline.observe.guard
         for plugged, ask in self.hooks.response_headers:
             found = guard.call("ResponseReceived", plugged, ask, self.request, decision, served)
-            added += (found or {}).items()
+            if found and not _settable(found):
+                guard.fault("ResponseReceived", plugged, "shape", "names and values of headers are due")
+            elif found:
+                added += found.items()
         return added
 
     def _served(self, event: ResponseHeaders, pick: Pick) -> Endpoint:
@@ -183,17 +201,23 @@ class Exchange:
             elif outcome.streaming and self._series is not None:
                 self._series.itl.observe(now - self._last)
             self._last = now
-        if self._reader is not None:
-            self._reader.feed(event.data, end=event.end)
+        if self._reader is not None and not self._parse(_fed, self._reader, event):
+            self._reader = None  # it has failed
 
     def _new_reader(self) -> ResponseReader | None:
         if self._encoded or self.request is None:
             return None
-        for plugged in self.hooks.router.parsers:
-            if plugged.name == self.request.parser:
-                reader: ResponseReader | None = plugged.plugin.response(streaming=bool(self.record.outcome.streaming))
-                return reader
-        return None
+        parsers, name = self.hooks.router.parsers, self.request.parser
+        self._parser = next((plugged for plugged in parsers if plugged.name == name), None)
+        if self._parser is None:
+            return None
+        streaming = bool(self.record.outcome.streaming)
+        reader: ResponseReader | None = self._parse(partial(self._parser.plugin.response, streaming=streaming))
+        return reader
+
+    def _parse(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        assert self._parser is not None  # noqa: S101 (there is a reader, or soon will be)
+        return self._pipeline.observe.guard.call("ResponseParsing", self._parser, function, *arguments)
 
     def _first_byte(self, now: float) -> None:
         record = self.record
@@ -219,7 +243,7 @@ class Exchange:
         outcome.duration = now - record.started
         outcome.cause = self._cause(ending, complete=complete)
         if self._reader is not None:
-            outcome.usage = self._reader.usage
+            outcome.usage = self._parse(_usage, self._reader) or outcome.usage
         pipeline.observe.metrics.stream_ended(_CODES[ending], outcome.duration)
         if self._series is not None:
             pipeline.observe.metrics.finished(record, self._series)
@@ -238,7 +262,33 @@ class Exchange:
         return "cut" if ending == "failed" or self.record.outcome.response_bytes is not None else None
 
 
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_UNSENDABLE = frozenset("\r\n\0")
+
 _CODES: Mapping[Ending, str] = {"ended": "OK", "refused": "OK", "cancelled": "Canceled", "failed": "Internal"}
+
+
+def _fed(reader: ResponseReader, event: ResponseBody) -> bool:
+    reader.feed(event.data, end=event.end)
+    return True
+
+
+def _usage(reader: ResponseReader) -> Usage:
+    usage = reader.usage
+    if not isinstance(usage, Usage):
+        raise TypeError(f"a Usage is due, not {usage!r}")
+    return usage
+
+
+def _settable(headers: Any) -> bool:
+    """Whether Envoy takes these headers; one that it doesn't take ends the stream."""
+    return isinstance(headers, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(value, str)
+        and _NAME.fullmatch(name) is not None
+        and _UNSENDABLE.isdisjoint(value)
+        for name, value in headers.items()
+    )
 
 
 def _at(c: Candidates, key: Key | None, index: int) -> float | None:

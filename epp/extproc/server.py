@@ -1,7 +1,7 @@
 """The gRPC service: one coroutine a stream, which feeds messages to the session and sends what the session returns."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import grpc
@@ -10,7 +10,17 @@ from google.protobuf.message import DecodeError
 
 from epp.errors import Internal, RequestError
 from epp.extproc.codec import decode, encode
-from epp.extproc.events import Answer, Arrival, Continue, Event, Modes, Reply, ResponseBody, ResponseHeaders
+from epp.extproc.events import (
+    Answer,
+    Arrival,
+    Continue,
+    Event,
+    Modes,
+    Reply,
+    RequestHeaders,
+    ResponseBody,
+    ResponseHeaders,
+)
 from epp.extproc.session import Phase, ProtocolError, Session
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
@@ -21,6 +31,10 @@ Ending = Literal["ended", "cancelled", "failed", "refused"]
 
 class Exchange(Protocol):
     """One request's way through the picker, as the server drives it."""
+
+    def begin(self, headers: Mapping[str, str]) -> None:
+        """The request's headers have come."""
+        ...
 
     def route(self, arrival: Arrival) -> Awaitable[Answer]:
         """Decides where the request goes, or raises RequestError."""
@@ -73,14 +87,7 @@ class ExternalProcessor:
         session, exchange = Session(self._default, self._limit), self._open()
         ending: Ending = "cancelled"  # unless it comes to a better end: cancellation may strike at any await
         try:
-            while (message := await context.read()) is not grpc.aio.EOF:
-                event = decode(message)
-                if isinstance(event, (ResponseBody, ResponseHeaders)):
-                    replies = self._passed(session, exchange, event)
-                else:
-                    replies = await self._request(session, exchange, event)
-                for reply in replies:
-                    await context.write(encode(reply))
+            while await self._next(session, exchange, context):
                 if session.phase is Phase.REFUSED:
                     ending = "refused"
                     return
@@ -92,8 +99,24 @@ class ExternalProcessor:
         finally:
             exchange.close(ending, complete=session.response_ended)
 
+    async def _next(self, session: Session, exchange: Exchange, context: Any) -> bool:
+        """Answers the next message; False at the end. No message outlives its answers: bodies are long, streams too."""
+        message = await context.read()
+        if message is grpc.aio.EOF:
+            return False
+        event = decode(message)
+        if isinstance(event, (ResponseBody, ResponseHeaders)):
+            replies = self._passed(session, exchange, event)
+        else:
+            replies = await self._request(session, exchange, event)
+        for reply in replies:
+            await context.write(encode(reply))
+        return True
+
     async def _request(self, session: Session, exchange: Exchange, event: Event) -> Iterable[Reply]:
         try:
+            if isinstance(event, RequestHeaders):
+                exchange.begin(event.headers)
             replies = session.receive(event)
             if session.arrival is None:
                 return replies

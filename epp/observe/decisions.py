@@ -54,11 +54,11 @@ class Decisions:
 def _size(record: Record) -> int:
     decision = record.decision
     if decision is None:
-        return 1024
+        return 1024 + len(record.id)
     rows = len(decision.candidates.read)
     for stage in decision.stages:
         rows += 3 + len(stage.profile.scorers)
-    return 2048 + rows * (len(decision.candidates) * 8 + 128)
+    return 2048 + len(record.id) + rows * (len(decision.candidates) * 8 + 128)
 
 
 def render(record: Record) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The metrics port: `/metrics` for Prometheus, `/debug/...` for people and the demo."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,11 @@ from epp.observe.decisions import Decisions
 
 LATEST = 20
 """How many decisions `/debug/decisions` shows unless `?limit=` says otherwise."""
+
+MOST = 200
+"""How many it shows at most: rendering a decision takes a while, and requests wait meanwhile."""
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def application(
@@ -31,7 +37,7 @@ def application(
 
     async def latest(request: web.Request) -> web.Response:
         limit = request.query.get("limit", "")
-        return _json(decisions.latest(int(limit) if limit.isdigit() else LATEST))
+        return _json(decisions.latest(min(int(limit), MOST) if _NUMBER.fullmatch(limit) else LATEST))
 
     async def one(request: web.Request) -> web.Response:
         found = decisions.find(request.match_info["id"])

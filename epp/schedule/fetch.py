@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -17,17 +18,24 @@ Fetched = list[tuple[Plugged, Mapping[Key, Floats] | None]]
 
 async def fetch(router: Router, request: Request, c: Candidates, guard: Guard) -> Fetched:
     """Runs the fetchers at once, under one deadline; a failed one is counted, never fatal."""
-    tasks = [asyncio.ensure_future(plugged.plugin.fetch(request, c)) for plugged in router.fetchers]
-    await asyncio.wait(tasks, timeout=FETCH_DEADLINE)
-    fetched: Fetched = []
-    for plugged, task in zip(router.fetchers, tasks, strict=True):
-        if not task.done():
-            task.cancel()
-            guard.fault("DataProducer", plugged, "raised", f"no answer within {FETCH_DEADLINE} s")
-            fetched.append((plugged, None))
-        else:
-            fetched.append((plugged, guard.call("DataProducer", plugged, task.result)))
-    return fetched
+    tasks = {
+        asyncio.create_task(guard.wait("DataProducer", plugged, plugged.plugin.fetch, request, c)): plugged
+        for plugged in router.fetchers
+    }
+    try:
+        await asyncio.wait(tasks, timeout=FETCH_DEADLINE)
+        return [(plugged, _result(task, plugged, guard)) for task, plugged in tasks.items()]
+    finally:
+        for task in tasks:
+            task.cancel()  # a no-op for those that are done; the client may have gone meanwhile
+
+
+def _result(task: asyncio.Task[Any], plugged: Plugged, guard: Guard) -> Mapping[Key, Floats] | None:
+    if task.done() and not task.cancelled():
+        columns: Mapping[Key, Floats] | None = task.result()
+        return columns
+    guard.fault("DataProducer", plugged, "raised", f"no answer within {FETCH_DEADLINE} s")
+    return None
 
 
 def enter_fetched(fetched: Fetched, before: Candidates, now: Candidates, guard: Guard) -> Candidates:

@@ -38,7 +38,11 @@ def _mask(guard: Guard, plugged: Plugged, request: Request, c: Candidates) -> Ma
     mask = guard.call("Filter", plugged, plugged.plugin.keep, request, c)
     if mask is None:
         return None
-    mask = np.asarray(mask)
+    try:
+        mask = np.asarray(mask)
+    except ValueError as error:
+        guard.fault("Filter", plugged, "shape", str(error))
+        return None
     if mask.shape != (len(c),) or mask.dtype != np.bool_:
         guard.fault("Filter", plugged, "shape", f"a mask of {len(c)} bools is due, not {mask.dtype} {mask.shape}")
         return None
@@ -109,9 +113,11 @@ def _demote_stale(stage: Stage, totals: Floats) -> None:
 def _pick(stage: Stage, request: Request, guard: Guard) -> Pick:
     c, totals, plugged = stage.candidates, stage.totals, stage.profile.picker
     assert totals is not None  # noqa: S101 (_score has just set them)
-    order = _valid(guard.call("Picker", plugged, plugged.plugin.pick, request, c, totals), len(c))
+    picked = guard.call("Picker", plugged, plugged.plugin.pick, request, c, totals)
+    order = None if picked is None else _valid(picked, len(c))
     if order is None:
-        guard.fault("Picker", plugged, "shape", f"distinct indices below {len(c)} are due")
+        if picked is not None:
+            guard.fault("Picker", plugged, "shape", f"distinct indices below {len(c)} are due")
         order = [int(totals.argmax())]
     return c.pick(stage.profile.name, order, float(totals[order[0]]))
 
@@ -119,7 +125,7 @@ def _pick(stage: Stage, request: Request, guard: Guard) -> Pick:
 def _valid(order: Any, n: int) -> Sequence[int] | None:
     try:
         indices = [int(index) for index in order]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if len(indices) == 1:
         return indices if 0 <= indices[0] < n else None

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from epp.plugin import Candidates, Key, Pick, Plugged, Request, Router
+from epp.plugin import Candidates, Floats, Key, Pick, Plugged, Request, Router
 from epp.schedule.decision import Decision
 from epp.schedule.guard import Guard
 from epp.schedule.profile import run_profile
@@ -22,12 +22,22 @@ def produce(router: Router, request: Request, c: Candidates, guard: Guard) -> No
 def enter(columns: Mapping[Key, Any] | None, plugged: Plugged, c: Candidates, guard: Guard) -> None:
     """Enters produced or fetched columns, and NaN for those that are due and did not come in the right shape."""
     for key in getattr(plugged.plugin, "writes", ()):
-        values = columns.get(key) if columns is not None else None
-        if values is None or np.shape(values) != (len(c),):
-            if columns is not None:
-                guard.fault("DataProducer", plugged, "shape", f"{len(c)} values are due for {key!r}")
-            values = np.full(len(c), np.nan)
-        c.put(key, values)
+        values = _column(columns, key, plugged, len(c), guard)
+        c.put(key, np.full(len(c), np.nan) if values is None else values)
+
+
+def _column(columns: Mapping[Key, Any] | None, key: Key, plugged: Plugged, count: int, guard: Guard) -> Floats | None:
+    if columns is None:
+        return None
+    try:
+        values = np.asarray(columns[key], dtype=np.float64)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        guard.fault("DataProducer", plugged, "shape", f"{count} values are due for {key!r}: {error!r}")
+        return None
+    if values.shape != (count,):
+        guard.fault("DataProducer", plugged, "shape", f"{count} values are due for {key!r}, not {values.shape}")
+        return None
+    return values
 
 
 def decide(router: Router, request: Request, c: Candidates, guard: Guard) -> Decision:
@@ -36,12 +46,22 @@ def decide(router: Router, request: Request, c: Candidates, guard: Guard) -> Dec
     run = partial(_run, router, request, decision, guard)
     handler = router.handler
     primary = guard.call("ProfilePicker", handler, handler.plugin.decide, request, run)
-    if primary is None and not decision.stages:
+    if not decision.stages:
         # The handler has failed or runs nothing: the request still goes somewhere sensible.
-        primary = next(iter(router.profiles))
-        run(primary)
-    decision.handler_result = primary if primary is not None else decision.stages[0].profile.name
+        run(next(iter(router.profiles)))
+    decision.handler_result = _primary(decision, primary, handler, guard)
     return decision
+
+
+def _primary(decision: Decision, said: Any, handler: Plugged, guard: Guard) -> str:
+    """The profile that the handler names, if it has run; otherwise the one that explains best why there is none."""
+    ran = [stage.profile.name for stage in decision.stages]
+    if said in ran:
+        return str(said)
+    if said is not None:
+        guard.fault("ProfilePicker", handler, "shape", f"one of {ran} is due, not {said!r}")
+        return ran[0]
+    return next((stage.profile.name for stage in decision.stages if stage.pick is None), ran[0])
 
 
 def _run(
