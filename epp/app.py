@@ -46,6 +46,9 @@ log = logging.getLogger("epp")
 COLLECT = (10_000, 20, 20)
 """The collector's thresholds. A request leaves no cycles, so looking for them rarely is enough."""
 
+MOST_PENDING = 1 << 20
+"""Streams that may wait to be taken up; what limits them is Envoy's circuit breaker."""
+
 IDLE = 1.0
 """Seconds without a stream after which a draining picker is done: Envoy has learnt from its health by then."""
 
@@ -277,8 +280,11 @@ class App:
     # --- the servers
 
     def _grpc_server(self, *settings: tuple[str, int]) -> grpc.aio.Server:
-        # Without so_reuseport two pickers on one port are an error, not a lottery.
-        return grpc.aio.server(options=[("grpc.so_reuseport", 0), *settings])
+        # Without so_reuseport two pickers on one port are an error, not a lottery. By default gRPC drops streams at
+        # random once 1,000 wait to be taken up, which a burst of clients does.
+        pending = [("grpc.server.max_pending_requests", MOST_PENDING)]
+        pending += [("grpc.server.max_pending_requests_hard_limit", MOST_PENDING)]
+        return grpc.aio.server(options=[("grpc.so_reuseport", 0), *pending, *settings])
 
     async def _start_grpc(self, stack: AsyncExitStack) -> None:
         options = self._options
