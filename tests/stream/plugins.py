@@ -1,0 +1,289 @@
+"""Plugins of these tests: one that records what it hears, and others that fail in every way."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+import epp.plugin
+from epp.plugin import (
+    BadRequest,
+    Body,
+    Candidates,
+    Decision,
+    Endpoint,
+    Floats,
+    Key,
+    Outcome,
+    Request,
+    ResponseReader,
+    Run,
+    Usage,
+    request_key,
+)
+from epp.settings import Registry
+
+COLUMN = request_key("column", "test")
+
+
+class Recorder:
+    """Records what observers hear, in order."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def picked(self, request: Request, decision: Decision, c: Candidates) -> None:
+        self.heard.append(("picked", request.id, decision.primary.destination, len(c)))
+
+    def response_headers(self, request: Request, decision: Decision, served: Endpoint) -> Mapping[str, str]:
+        self.heard.append(("response_headers", request.id, served.hostport))
+        return {}
+
+    def first_byte(self, request: Request, decision: Decision, now: float) -> None:
+        self.heard.append(("first_byte", request.id, now))
+
+    def done(self, request: Request, decision: Decision, outcome: Outcome, now: float) -> None:
+        self.heard.append(("done", request.id, outcome, now))
+
+
+RESULTS: Mapping[str, Callable[[int], Any]] = {
+    "nothing": lambda n: None,
+    "nan": lambda n: np.full(n, np.nan),
+    "short": lambda n: np.ones(n - 1),
+    "long": lambda n: np.ones(n + 1),
+    "scalar": lambda n: 0.5,
+    "text": lambda n: ["good"] * n,
+    "object": lambda n: object(),
+    "ragged": lambda n: [[1.0], [1.0, 2.0]],
+    "infinite": lambda n: np.full(n, np.inf),
+    "integers": lambda n: np.ones(n, dtype=np.int64),
+    "bools": lambda n: np.zeros(n, dtype=bool),
+}
+
+
+class Saying(epp.plugin.Parameters):
+    """What the plugin says: an entry of `RESULTS`, or "raise"."""
+
+    say: str
+
+
+class Odd:
+    """Says what it was told to, whatever is due."""
+
+    Parameters = Saying
+
+    def __init__(self, parameters: Saying) -> None:
+        self._say = parameters.say
+
+    def result(self, n: int) -> Any:
+        if self._say == "raise":
+            raise ZeroDivisionError("as told")
+        return RESULTS[self._say](n)
+
+
+class OddFilter(Odd):
+    """A filter."""
+
+    def keep(self, request: Request, c: Candidates) -> Any:
+        return self.result(len(c))
+
+
+class OddScorer(Odd):
+    """A scorer."""
+
+    def score(self, request: Request, c: Candidates) -> Any:
+        return self.result(len(c))
+
+
+class OddPicker(Odd):
+    """A picker."""
+
+    def pick(self, request: Request, c: Candidates, totals: Floats) -> Any:
+        return self.result(len(c))
+
+
+class OddHandler(Odd):
+    """A profile handler."""
+
+    def decide(self, request: Request, run: Run) -> Any:
+        return self.result(1)
+
+
+class OddProducer(Odd):
+    """A producer of a column."""
+
+    writes = (COLUMN,)
+
+    def produce(self, request: Request, c: Candidates) -> Any:
+        said = self.result(len(c))
+        return said if said is None or self._say == "object" else {COLUMN: said}
+
+
+class OddFetcher(Odd):
+    """A fetcher of a column."""
+
+    writes = (COLUMN,)
+
+    async def fetch(self, request: Request, c: Candidates) -> Any:
+        await asyncio.sleep(0)
+        said = self.result(len(c))
+        return said if said is None or self._say == "object" else {COLUMN: said}
+
+
+class OddObserver(Odd):
+    """An observer that fails wherever it is asked."""
+
+    def picked(self, request: Request, decision: Decision, c: Candidates) -> None:
+        self.result(1)
+
+    def response_headers(self, request: Request, decision: Decision, served: Endpoint) -> Any:
+        return self.result(1)
+
+    def first_byte(self, request: Request, decision: Decision, now: float) -> None:
+        self.result(1)
+
+    def done(self, request: Request, decision: Decision, outcome: Outcome, now: float) -> None:
+        self.result(1)
+
+
+class ColumnScorer:
+    """Scores by the column that a producer or fetcher writes."""
+
+    reads = (COLUMN,)
+
+    def score(self, request: Request, c: Candidates) -> Floats:
+        return c[COLUMN]
+
+
+class SilentFetcher:
+    """Never answers; notes that it was cut off."""
+
+    writes = (COLUMN,)
+
+    def __init__(self) -> None:
+        self.started = self.cut_off = 0
+
+    async def fetch(self, request: Request, c: Candidates) -> Mapping[Key, Floats]:
+        self.started += 1
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cut_off += 1
+            raise
+        raise AssertionError("nobody sets the event")
+
+
+class GatedFetcher:
+    """Answers when `gate` is set: how far it prefers the first candidate."""
+
+    writes = (COLUMN,)
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.started = 0
+
+    async def fetch(self, request: Request, c: Candidates) -> Mapping[Key, Floats]:
+        self.started += 1
+        await self.gate.wait()
+        return {COLUMN: np.linspace(1.0, 0.5, len(c))}
+
+
+class Nobody:
+    """A filter that leaves nobody, for whatever reason."""
+
+    class Parameters(epp.plugin.Parameters):
+        because: Literal["load", "kind"]
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.load_based = parameters.because == "load"
+
+    def keep(self, request: Request, c: Candidates) -> Any:
+        return np.zeros(len(c), dtype=bool)
+
+
+class ResponseHeaders:
+    """Sets one response header, whatever it is told."""
+
+    class Parameters(epp.plugin.Parameters):
+        name: Any
+        value: Any
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._headers = {parameters.name: parameters.value}
+
+    def response_headers(self, request: Request, decision: Decision, served: Endpoint) -> Any:
+        return self._headers
+
+
+class OddParser:
+    """Fails at one step."""
+
+    paths = ("odd",)
+
+    class Parameters(epp.plugin.Parameters):
+        at: Literal["parse", "response", "feed", "usage", "kind"]
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._at = parameters.at
+
+    def parse(self, path: str, headers: Mapping[str, str], body: bytes) -> Body:
+        if body.startswith(b"bad"):
+            raise BadRequest("it is bad") from ValueError(body)
+        if self._at == "parse":
+            raise KeyError("a fault of the parser's")
+        return Body(model="m", prompts=(body,))
+
+    def response(self, *, streaming: bool) -> ResponseReader:
+        if self._at == "response":
+            raise KeyError("no reader")
+        return OddReader(self._at)
+
+
+class OddReader:
+    """Reads a usage, or fails."""
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+
+    def feed(self, data: bytes, *, end: bool) -> None:
+        if self._at == "feed":
+            raise KeyError("no food")
+
+    @property
+    def usage(self) -> Any:
+        if self._at == "usage":
+            raise KeyError("no usage")
+        return {"prompt_tokens": 1} if self._at == "kind" else Usage(1, 2, 3)
+
+
+OWN: Mapping[str, type] = {
+    "recorder": Recorder,
+    "odd-filter": OddFilter,
+    "odd-scorer": OddScorer,
+    "odd-picker": OddPicker,
+    "odd-handler": OddHandler,
+    "odd-producer": OddProducer,
+    "odd-fetcher": OddFetcher,
+    "odd-observer": OddObserver,
+    "odd-parser": OddParser,
+    "column-scorer": ColumnScorer,
+    "silent-fetcher": SilentFetcher,
+    "gated-fetcher": GatedFetcher,
+    "nobody": Nobody,
+    "response-headers": ResponseHeaders,
+}
+
+
+def registry(installed: Registry) -> Registry:
+    """The installed plugins and these."""
+
+    def found(type_name: str) -> Any:
+        return installed.find(type_name).cls
+
+    def own(cls: type) -> type:
+        return cls
+
+    loaders = {name: partial(found, name) for name in installed.types}
+    return Registry(loaders | {name: partial(own, cls) for name, cls in OWN.items()})
