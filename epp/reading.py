@@ -1,6 +1,7 @@
 """Headers and body into a `Request`, by the parser that claims the path. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from functools import lru_cache
 
 from epp.errors import BadRequest
 from epp.extproc.events import Arrival
@@ -42,8 +43,8 @@ def _parsed(parser: Plugged, path: str, arrival: Arrival) -> Body:
     return body
 
 
-def _first(headers: Mapping[str, str], *names: str) -> str:
-    return next((headers[name] for name in names if headers.get(name)), "")
+def _first(headers: Mapping[str, str], name: str, alias: str) -> str:
+    return headers.get(name) or headers.get(alias) or ""
 
 
 def path_of(headers: Mapping[str, str]) -> str:
@@ -52,7 +53,8 @@ def path_of(headers: Mapping[str, str]) -> str:
     return path.partition("?")[0].rstrip("/")
 
 
-def parser_for(parsers: Iterable[Plugged], path: str) -> Plugged:
+@lru_cache(maxsize=1024)
+def parser_for(parsers: tuple[Plugged, ...], path: str) -> Plugged:
     """The parser with the longest suffix that the path ends with, at a segment's boundary; else the fallback.
 
     Raises:

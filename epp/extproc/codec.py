@@ -4,7 +4,7 @@ Answers that recur, such as the ones to response headers and the route to one de
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
 from envoy.service.ext_proc.v3.external_processor_pb2 import HttpHeaders, ProcessingRequest, ProcessingResponse
@@ -72,7 +72,12 @@ def _modes(message: ProcessingRequest) -> Modes | None:
     if not message.HasField("protocol_config"):
         return None
     config = message.protocol_config
-    return Modes(BodyMode(config.request_body_mode), BodyMode(config.response_body_mode))
+    return _announced(config.request_body_mode, config.response_body_mode)
+
+
+@cache
+def _announced(request: int, response: int) -> Modes:
+    return Modes(BodyMode(request), BodyMode(response))
 
 
 def _subset(message: ProcessingRequest) -> Sequence[str] | None:

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from epp import __version__
 from epp.keys import INFLIGHT_REQUESTS, INFLIGHT_TOKENS, KV_USAGE, RUNNING, WAITING, Key
 from epp.observe.record import Record
-from epp.observe.series import Family
+from epp.observe.series import Family, Value
 from epp.observe.table import SPECS
 from epp.pool import Endpoint, Pool
 from epp.request import BYTES_PER_TOKEN
@@ -42,6 +42,17 @@ class RequestSeries:
         self.tpot = value("streaming_tpot_seconds").buckets(*labels)
         self.itl = value("streaming_itl_seconds").buckets(*labels)
         self.error = partial(value("error_total").value, *labels)
+        self._attempts = families["llm_d_epp_scheduler_attempts_total"]
+        self._target = labels[1]
+        self._routed: dict[str, Value] = {}
+
+    def routed_to(self, endpoint: Endpoint) -> Value:
+        """The counter of the decisions for this endpoint."""
+        count = self._routed.get(endpoint.id)
+        if count is None:
+            where = (endpoint.name, endpoint.namespace, str(endpoint.port))
+            count = self._routed[endpoint.id] = self._attempts.value("success", self._target, *where)
+        return count
 
 
 class Metrics(Collector):
@@ -78,7 +89,6 @@ class Metrics(Collector):
         self._models: set[str] = set()
         self._fairness_ids: set[str] = set()
         self._decided = self.families["llm_d_epp_scheduler_e2e_duration_seconds"].buckets()
-        self._decided_alias = self.families["scheduler_decision_duration_seconds"].buckets()
         self._processed = self.families["llm_d_epp_request_processing_duration_seconds"].buckets()
         self._hit_ratio = self.families["llm_d_epp_prefix_indexer_hit_ratio"]
         self._hit_bytes = self.families["llm_d_epp_prefix_indexer_hit_bytes"]
@@ -105,17 +115,16 @@ class Metrics(Collector):
         series.running.inc()
         if record.size is not None:
             series.size.observe(record.size)
-        self._decision(record)
+        self._decision(record, series)
         return series
 
-    def _decision(self, record: Record) -> None:
+    def _decision(self, record: Record, series: RequestSeries) -> None:
         pick = record.decision.found()
-        self._attempt("success", record.model, pick.endpoints[0])
+        series.routed_to(pick.endpoints[0]).inc()
         self.families["scheduler_requests_total"].value(pick.profile).inc()
         self.families["scheduler_pod_score"].value(pick.endpoints[0].name).set(pick.score)
         if record.decided_in is not None:
             self._decided.observe(record.decided_in)
-            self._decided_alias.observe(record.decided_in)
         if record.processed_in is not None:
             self._processed.observe(record.processed_in)
         if record.matched is not None:
@@ -127,17 +136,13 @@ class Metrics(Collector):
             self._hit_ratio.buckets(*record.indexer).observe(matched / record.matchable)
             self._hit_bytes.buckets(*record.indexer).observe(matched * BYTES_PER_TOKEN)
 
-    def _attempt(self, status: str, model: str, endpoint: Endpoint | None) -> None:
-        where = ("", "", "") if endpoint is None else (endpoint.name, endpoint.namespace, str(endpoint.port))
-        target = _capped(model, self._models, MOST_MODELS)
-        self.families["llm_d_epp_scheduler_attempts_total"].value(status, target, *where).inc()
-
     def refused(self, record: Record) -> None:
         """Enters a request that we answered ourselves."""
         if record.error is not None:
             self.of(record).error(record.error.code).inc()
         if record.decision is not None and record.decision.found() is None:
-            self._attempt("failure", record.model, None)
+            target = _capped(record.model, self._models, MOST_MODELS)
+            self.families["llm_d_epp_scheduler_attempts_total"].value("failure", target, "", "", "").inc()
 
     def finished(self, record: Record, series: RequestSeries) -> None:
         """Enters the end of a request that was routed."""
@@ -168,6 +173,8 @@ class Metrics(Collector):
     def stream_ended(self, code: str, duration: float) -> None:
         """Enters the end of an ext_proc stream, by gRPC status."""
         self.streams_inflight.inc(-1)
+        if not self._streams:
+            return
         self.families["llm_d_epp_extproc_streams_total"].value(code).inc()
         self.families["llm_d_epp_extproc_stream_duration_seconds"].buckets().observe(duration)
 

@@ -51,7 +51,7 @@ class Buckets:
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """A deprecated name of a family, and the labels that it keeps; what it drops is summed over."""
+    """Another name of a family, and the labels that it keeps; what it drops is summed over."""
 
     name: str
     labels: tuple[str, ...]
@@ -66,7 +66,7 @@ class Spec:
     labels: tuple[str, ...]
     help: str
     bounds: tuple[float, ...] = ()
-    twin: Twin | None = None
+    twins: tuple[Twin, ...] = ()
 
 
 @dataclass(slots=True)
@@ -93,12 +93,12 @@ class Family:
         return child
 
     def collect(self) -> Iterable[Metric]:
-        """The family, and its twin if it has one, as prometheus_client's metrics."""
+        """The family, and its twins if it has any, as prometheus_client's metrics."""
         spec = self.spec
         yield _metric(spec.name, spec.help, spec, spec.labels, self.children)
-        if spec.twin is not None:
+        for twin in spec.twins:
             text = f"[ALPHA] [Deprecated: Use {spec.name}] {spec.help.removeprefix('[ALPHA] ')}"
-            yield _metric(spec.twin.name, text, spec, spec.twin.labels, _projected(spec, spec.twin, self.children))
+            yield _metric(twin.name, text, spec, twin.labels, _projected(spec, twin, self.children))
 
 
 def _projected(

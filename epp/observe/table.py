@@ -38,7 +38,7 @@ def _epp(tail: str, kind: str, labels: tuple[str, ...], text: str, bounds: tuple
 
 
 def _with(spec: Spec, twin: str, labels: tuple[str, ...]) -> Spec:
-    return Spec(spec.name, spec.kind, spec.labels, spec.help, spec.bounds, Twin(twin, labels))
+    return Spec(spec.name, spec.kind, spec.labels, spec.help, spec.bounds, (*spec.twins, Twin(twin, labels)))
 
 
 def _objective(spec: Spec, twin: str, labels: tuple[str, ...] = L2) -> Spec:
@@ -84,8 +84,12 @@ SPECS = (
         REQUEST_PROCESSING,
     ),
     _with(
-        _epp("scheduler_e2e_duration_seconds", "histogram", (), "Duration of a decision.", SCHEDULING),
-        "inference_extension_scheduler_e2e_duration_seconds",
+        _with(
+            _epp("scheduler_e2e_duration_seconds", "histogram", (), "Duration of a decision.", SCHEDULING),
+            "inference_extension_scheduler_e2e_duration_seconds",
+            (),
+        ),
+        "scheduler_decision_duration_seconds",
         (),
     ),
     _epp("scheduler_attempts_total", "counter", ATTEMPT, "Decisions by result."),
@@ -124,5 +128,4 @@ SPECS = (
     Spec("scheduler_pod_score", "gauge", ("pod",), "Total score of the endpoint when it was last picked."),
     Spec("scheduler_cache_hits_total", "counter", (), "Picks that are believed to hold a part of the prompt."),
     Spec("scheduler_cache_misses_total", "counter", (), "Picks that are believed to hold nothing of the prompt."),
-    Spec("scheduler_decision_duration_seconds", "histogram", (), "Duration of a decision.", SCHEDULING),
 )
