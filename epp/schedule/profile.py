@@ -52,12 +52,16 @@ def _mask(guard: Guard, plugged: Plugged, request: Request, c: Candidates) -> Ma
 def _score(stage: Stage, request: Request, guard: Guard) -> None:
     c, profile = stage.candidates, stage.profile
     raw = np.empty((len(profile.scorers), len(c)))
+    failed: list[int] = []
     for row, (plugged, _) in enumerate(profile.scorers):
-        raw[row] = _scores(guard, plugged, request, c)
+        scores = _scores(guard, plugged, request, c)
+        if scores is None:
+            failed.append(row)
+        raw[row] = np.nan if scores is None else scores
     stage.raw = stage.counted = raw
     unknown = np.isnan(raw)
     if np.count_nonzero(unknown):
-        _report_unknown(stage, unknown, guard)
+        _report_unknown(stage, unknown, failed, guard)
         stage.counted = _stand_in(stage, raw, unknown)
     # fmax takes the number where the other is NaN: no points for an unknown score.
     stage.counted = np.minimum(np.fmax(stage.counted, 0.0), 1.0)
@@ -66,23 +70,25 @@ def _score(stage: Stage, request: Request, guard: Guard) -> None:
         _demote_stale(stage, stage.totals)
 
 
-def _scores(guard: Guard, plugged: Plugged, request: Request, c: Candidates) -> Floats | float:
+def _scores(guard: Guard, plugged: Plugged, request: Request, c: Candidates) -> Floats | None:
     scores = guard.call("Scorer", plugged, plugged.plugin.score, request, c)
     if scores is None:
-        return np.nan
+        return None
     try:
         values = np.asarray(scores, dtype=np.float64)
     except (TypeError, ValueError) as error:
         guard.fault("Scorer", plugged, "shape", str(error))
-        return np.nan
+        return None
     if values.shape != (len(c),):
         guard.fault("Scorer", plugged, "shape", f"{len(c)} scores are due, not shape {values.shape}")
-        return np.nan
+        return None
     return values
 
 
-def _report_unknown(stage: Stage, unknown: Mask, guard: Guard) -> None:
+def _report_unknown(stage: Stage, unknown: Mask, counted: list[int], guard: Guard) -> None:
+    """Counts scorers that say nothing where they could know; `counted` are those whose fault is counted already."""
     at_fault: Mask = np.logical_or.reduce(unknown & stage.candidates.fresh, axis=1)
+    at_fault[counted] = False
     for (plugged, _), faulty in zip(stage.profile.scorers, at_fault, strict=True):
         if faulty:
             guard.fault("Scorer", plugged, "nan", "NaN for an endpoint with fresh metrics")

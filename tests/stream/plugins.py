@@ -25,7 +25,10 @@ from epp.plugin import (
 )
 from epp.settings import Registry
 
-COLUMN = request_key("column", "test")
+
+def column(producer: str) -> Key:
+    """The key of the column that this plugin writes."""
+    return request_key("column", producer)
 
 
 class Recorder:
@@ -114,22 +117,22 @@ class OddHandler(Odd):
 class OddProducer(Odd):
     """A producer of a column."""
 
-    writes = (COLUMN,)
+    writes = (column("odd-producer"),)
 
     def produce(self, request: Request, c: Candidates) -> Any:
         said = self.result(len(c))
-        return said if said is None or self._say == "object" else {COLUMN: said}
+        return said if said is None or self._say == "object" else dict.fromkeys(self.writes, said)
 
 
 class OddFetcher(Odd):
     """A fetcher of a column."""
 
-    writes = (COLUMN,)
+    writes = (column("odd-fetcher"),)
 
     async def fetch(self, request: Request, c: Candidates) -> Any:
         await asyncio.sleep(0)
         said = self.result(len(c))
-        return said if said is None or self._say == "object" else {COLUMN: said}
+        return said if said is None or self._say == "object" else dict.fromkeys(self.writes, said)
 
 
 class OddObserver(Odd):
@@ -151,16 +154,20 @@ class OddObserver(Odd):
 class ColumnScorer:
     """Scores by the column that a producer or fetcher writes."""
 
-    reads = (COLUMN,)
+    class Parameters(epp.plugin.Parameters):
+        of: str
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.reads = (column(parameters.of),)
 
     def score(self, request: Request, c: Candidates) -> Floats:
-        return c[COLUMN]
+        return c[self.reads[0]]
 
 
 class SilentFetcher:
     """Never answers; notes that it was cut off."""
 
-    writes = (COLUMN,)
+    writes = (column("silent-fetcher"),)
 
     def __init__(self) -> None:
         self.started = self.cut_off = 0
@@ -176,9 +183,9 @@ class SilentFetcher:
 
 
 class GatedFetcher:
-    """Answers when `gate` is set: how far it prefers the first candidate."""
+    """Answers when `gate` is set: it prefers the first candidate to the second, and so on."""
 
-    writes = (COLUMN,)
+    writes = (column("gated-fetcher"),)
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -187,7 +194,7 @@ class GatedFetcher:
     async def fetch(self, request: Request, c: Candidates) -> Mapping[Key, Floats]:
         self.started += 1
         await self.gate.wait()
-        return {COLUMN: np.linspace(1.0, 0.5, len(c))}
+        return {self.writes[0]: np.linspace(1.0, 0.5, len(c))}
 
 
 class Nobody:
