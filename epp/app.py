@@ -159,6 +159,7 @@ class App:
 
     def flush(self) -> None:
         """Writes what is still to be written."""
+        self.observe.settle()
         self.observe.requests.flush()
 
     def _streams(self) -> int:
@@ -190,9 +191,8 @@ class App:
         families = self.metrics.families
         guard = TimingGuard(families["llm_d_epp_plugin_duration_seconds"], families["llm_d_epp_plugin_faults_total"])
         stream = None if self._options.verbosity < 2 else sys.stderr.buffer
-        return Observability(
-            self.metrics, Decisions(), RequestLog(stream, asyncio.get_running_loop().call_later), guard
-        )
+        later = asyncio.get_running_loop().call_later
+        return Observability(self.metrics, Decisions(), RequestLog(stream, later), guard, later)
 
     def _index_sizes(self) -> Mapping[tuple[str, str], int]:
         indexed = [plugged for plugged in self.router.producers if hasattr(plugged.plugin, "index")]
@@ -307,7 +307,9 @@ class App:
 
     async def _start_metrics(self, stack: AsyncExitStack) -> None:
         options = self._options
-        app = application(self.metrics.registry, self.observe.decisions, {"plugins/state": self._plugin_states})
+        app = application(
+            self.metrics.registry, self.observe.decisions, {"plugins/state": self._plugin_states}, self.observe.settle
+        )
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

@@ -1,8 +1,9 @@
 """One request's life beside its path: what it was charged, what its response showed, how it ended."""
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import isnan
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 LONGEST = 256
 """Characters of a model's name or a fairness id that records keep: clients choose them, and a body may be one name."""
 
+log = logging.getLogger(__name__)
+
+SETTLE_AFTER = 0.05
+"""Seconds that what happens may wait to be entered."""
+
 
 @dataclass(frozen=True, slots=True)
 class Health:
@@ -40,12 +46,39 @@ class Health:
 
 @dataclass(slots=True)
 class Observability:
-    """Where what happens is noted."""
+    """Where what happens is noted.
+
+    Metrics, log lines and the ring of decisions are entered in batches, in the order in which things happened:
+    together, with their code and data still in the caches, they cost half of what they cost one by one. Whoever shows
+    them calls `settle` first.
+
+    Attributes:
+        later: calls a function after so many seconds, as an event loop's `call_later` does; None enters at once.
+    """
 
     metrics: Metrics
     decisions: Decisions
     requests: RequestLog
     guard: TimingGuard
+    later: Callable[[float, Callable[[], None]], object] | None = None
+    _notes: list[tuple[Callable[..., object], tuple[Any, ...]]] = field(default_factory=list)
+
+    def note(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Has the function called with these arguments, soon."""
+        if not self._notes and self.later is not None:
+            self.later(SETTLE_AFTER, self.settle)
+        self._notes.append((function, arguments))
+        if self.later is None:
+            self.settle()
+
+    def settle(self) -> None:
+        """Enters what has been noted; what fails is logged, and disturbs nothing else."""
+        notes, self._notes = self._notes, []
+        for function, arguments in notes:
+            try:
+                function(*arguments)
+            except Exception:
+                log.exception("a note of what happened could not be entered")
 
 
 class Exchange:
@@ -94,8 +127,10 @@ class Exchange:
         self.begin(arrival.headers)
         answer = await self._pipeline.route(self, arrival)
         self.record.processed_in = self._pipeline.now() - self.record.started
-        self._series = self._pipeline.observe.metrics.routed(self.record)
-        self._pipeline.observe.decisions.keep(self.record)
+        observe = self._pipeline.observe
+        self._series = observe.metrics.of(self.record)
+        observe.note(observe.metrics.routed, self.record, self._series)
+        observe.note(observe.decisions.keep, self.record)
         return answer
 
     # --- what the path notes
@@ -135,9 +170,10 @@ class Exchange:
         self.begin({})
         error.__traceback__ = error.__cause__ = error.__context__ = None  # the frames hold the request's body
         self.record.error = error
+        observe = self._pipeline.observe
         if self._series is None:
-            self._pipeline.observe.decisions.keep(self.record)
-        self._pipeline.observe.metrics.refused(self.record)
+            observe.note(observe.decisions.keep, self.record)
+        observe.note(observe.metrics.refused, self.record)
         return self.record.id
 
     def response_headers(self, event: ResponseHeaders) -> Sequence[tuple[str, str]]:
@@ -244,12 +280,14 @@ class Exchange:
         outcome.cause = self._cause(ending, complete=complete)
         if self._reader is not None:
             outcome.usage = self._parse(_usage, self._reader) or outcome.usage
-        pipeline.observe.metrics.stream_ended(_CODES[ending], outcome.duration)
+        observe = pipeline.observe
+        observe.metrics.streams_inflight.inc(-1)
+        observe.note(observe.metrics.stream_ended, _CODES[ending], outcome.duration)
         if self._series is not None:
-            pipeline.observe.metrics.finished(record, self._series)
+            observe.note(observe.metrics.finished, record, self._series)
             self._tell(self.hooks.done, outcome, now)
         if record.id:
-            pipeline.observe.requests.write(record)
+            observe.note(observe.requests.write, record)
 
     def _cause(self, ending: Ending, *, complete: bool) -> str | None:
         if ending == "refused":

@@ -21,7 +21,10 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def application(
-    registry: CollectorRegistry, decisions: Decisions, states: Mapping[str, Callable[[], Any]]
+    registry: CollectorRegistry,
+    decisions: Decisions,
+    states: Mapping[str, Callable[[], Any]],
+    settle: Callable[[], None] = lambda: None,
 ) -> web.Application:
     """The HTTP application.
 
@@ -29,17 +32,21 @@ def application(
         registry: what `/metrics` exposes.
         decisions: what `/debug/decisions` and `/debug/decisions/<request id>` show.
         states: further pages below `/debug/`, by name: a function that gives plain data.
+        settle: called before anything is shown: enters what has been noted and not yet entered.
     """
 
     async def metrics(request: web.Request) -> web.Response:
+        settle()
         encoder, content_type = choose_encoder(request.headers.get("accept", ""))
         return web.Response(body=encoder(registry), headers={"content-type": content_type})
 
     async def latest(request: web.Request) -> web.Response:
+        settle()
         limit = request.query.get("limit", "")
         return _json(decisions.latest(min(int(limit), MOST) if _NUMBER.fullmatch(limit) else LATEST))
 
     async def one(request: web.Request) -> web.Response:
+        settle()
         found = decisions.find(request.match_info["id"])
         if found is None:
             message = f"no decision is kept for request id {request.match_info['id']!r}; only the latest are"

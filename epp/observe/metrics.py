@@ -108,15 +108,13 @@ class Metrics(Collector):
                 self._series[key] = series
         return series
 
-    def routed(self, record: Record) -> RequestSeries:
+    def routed(self, record: Record, series: RequestSeries) -> None:
         """Enters a request that has its destination."""
-        series = self.of(record)
         series.total.inc()
         series.running.inc()
         if record.size is not None:
             series.size.observe(record.size)
         self._decision(record, series)
-        return series
 
     def _decision(self, record: Record, series: RequestSeries) -> None:
         pick = record.decision.found()
@@ -172,7 +170,6 @@ class Metrics(Collector):
 
     def stream_ended(self, code: str, duration: float) -> None:
         """Enters the end of an ext_proc stream, by gRPC status."""
-        self.streams_inflight.inc(-1)
         if not self._streams:
             return
         self.families["llm_d_epp_extproc_streams_total"].value(code).inc()
