@@ -2,7 +2,8 @@
 
 from epp.schedule.decision import Decision, Stage
 from epp.schedule.fetch import enter_fetched, fetch
+from epp.schedule.gate import admit, screen
 from epp.schedule.guard import Guard, Unguarded
 from epp.schedule.scheduler import decide, produce
 
-__all__ = ["Decision", "Guard", "Stage", "Unguarded", "decide", "enter_fetched", "fetch", "produce"]
+__all__ = ["Decision", "Guard", "Stage", "Unguarded", "admit", "decide", "enter_fetched", "fetch", "produce", "screen"]

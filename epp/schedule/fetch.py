@@ -40,8 +40,9 @@ def _result(task: asyncio.Task[Any], plugged: Plugged, guard: Guard) -> Mapping[
 
 def enter_fetched(fetched: Fetched, before: Candidates, now: Candidates, guard: Guard) -> Candidates:
     """Enters what was fetched for the candidates of then into those who are alive now; newcomers have NaN."""
-    order = {int(slot): index for index, slot in enumerate(before.slots)}
-    places = np.array([order.get(int(slot), len(before)) for slot in now.slots])
+    # By name and address: another endpoint may have the slot by now.
+    order = {(endpoint.id, endpoint.hostport): index for index, endpoint in enumerate(before.endpoints)}
+    places = np.array([order.get((endpoint.id, endpoint.hostport), len(before)) for endpoint in now.endpoints])
     for plugged, columns in fetched:
         enter(columns, plugged, before, guard)
         for key in getattr(plugged.plugin, "writes", ()):

@@ -6,6 +6,9 @@ from typing import Any, Literal, Protocol
 from epp.plugin import Plugged
 
 Point = Literal[
+    "RequestHeader",
+    "Screener",
+    "Admission",
     "Filter",
     "Scorer",
     "Picker",

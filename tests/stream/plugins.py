@@ -197,6 +197,26 @@ class GatedFetcher:
         return {self.writes[0]: np.linspace(1.0, 0.5, len(c))}
 
 
+class PlainFetcher:
+    """Forgets to be a coroutine."""
+
+    writes = (column("plain-fetcher"),)
+
+    def fetch(self, request: Request, c: Candidates) -> Any:
+        return {self.writes[0]: np.ones(len(c))}
+
+
+class CancelledFetcher:
+    """Waits for something that is cancelled."""
+
+    writes = (column("cancelled-fetcher"),)
+
+    async def fetch(self, request: Request, c: Candidates) -> Any:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+
 class Nobody:
     """A filter that leaves nobody, for whatever reason."""
 
@@ -278,6 +298,8 @@ OWN: Mapping[str, type] = {
     "column-scorer": ColumnScorer,
     "silent-fetcher": SilentFetcher,
     "gated-fetcher": GatedFetcher,
+    "plain-fetcher": PlainFetcher,
+    "cancelled-fetcher": CancelledFetcher,
     "nobody": Nobody,
     "response-headers": ResponseHeaders,
 }
