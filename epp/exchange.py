@@ -22,6 +22,7 @@ from epp.observe.record import Record
 from epp.plugin import Candidates, Pick, Plugged, Request, ResponseReader, Usage
 from epp.pool import Endpoint, Leg
 from epp.schedule import Decision
+from epp.schedule.guard import Point
 
 if TYPE_CHECKING:
     from epp.pipeline import Pipeline
@@ -194,10 +195,7 @@ class Exchange:
         guard = self._pipeline.observe.guard
         for plugged, ask in self.hooks.response_headers:
             found = guard.call("ResponseReceived", plugged, ask, self.request, decision, served)
-            if found and not _settable(found):
-                guard.fault("ResponseReceived", plugged, "shape", "names and values of headers are due")
-            elif found:
-                added += found.items()
+            added += settable(guard, "ResponseReceived", plugged, found).items()
         return added
 
     def _served(self, event: ResponseHeaders, pick: Pick) -> Endpoint:
@@ -318,15 +316,19 @@ def _usage(reader: ResponseReader) -> Usage:
     return usage
 
 
-def _settable(headers: Any) -> bool:
-    """Whether Envoy takes these headers; one that it doesn't take ends the stream."""
-    return isinstance(headers, Mapping) and all(
-        isinstance(name, str)
-        and isinstance(value, str)
-        and _NAME.fullmatch(name) is not None
-        and _UNSENDABLE.isdisjoint(value)
-        for name, value in headers.items()
-    )
+def settable(guard: TimingGuard, point: Point, plugged: Plugged, headers: Any) -> Mapping[str, str]:
+    """A plugin's headers, none if Envoy doesn't take them: one of those would end the stream."""
+    if not headers:
+        return {}
+    if isinstance(headers, Mapping) and all(_fits(name, value) for name, value in headers.items()):
+        return headers
+    guard.fault(point, plugged, "shape", "names and values of headers are due")
+    return {}
+
+
+def _fits(name: Any, value: Any) -> bool:
+    texts = isinstance(name, str) and isinstance(value, str)
+    return texts and _NAME.fullmatch(name) is not None and _UNSENDABLE.isdisjoint(value)
 
 
 def _at(c: Candidates, key: Key | None, index: int) -> float | None:

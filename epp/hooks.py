@@ -22,6 +22,8 @@ class Hooks:
 
     router: Router
     picked: tuple[Hook, ...]
+    request_headers: tuple[Hook, ...]
+    destination: tuple[Hook, ...]
     response_headers: tuple[Hook, ...]
     first_byte: tuple[Hook, ...]
     done: tuple[Hook, ...]
@@ -38,6 +40,8 @@ class Hooks:
         return cls(
             router,
             picked=_methods(router, "picked"),
+            request_headers=_methods(router, "request_headers"),
+            destination=_methods(router, "destination"),
             response_headers=_methods(router, "response_headers"),
             first_byte=_methods(router, "first_byte"),
             done=_methods(router, "done"),

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from epp.errors import ResourceExhausted, ServiceUnavailable
-from epp.exchange import Exchange, Health, Observability
+from epp.errors import PreconditionFailed, ResourceExhausted, ServiceUnavailable
+from epp.exchange import Exchange, Health, Observability, settable
 from epp.extproc.events import Answer, Arrival
 from epp.hooks import Hooks
-from epp.plugin import Candidates, Pick
+from epp.plugin import Candidates, Pick, Request, Router
 from epp.pool import Pool
 from epp.reading import read
-from epp.schedule import Decision, decide, enter_fetched, fetch, produce
+from epp.schedule import Decision, admit, decide, enter_fetched, fetch, produce, screen
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +55,18 @@ class Pipeline:
         """
         hooks, guard = exchange.hooks, self.observe.guard
         router = hooks.router
-        request = exchange.note_request(read(router, arrival, exchange.record.id))
-        candidates = self._candidates(arrival)
+        request = exchange.note_request(read(router, arrival, exchange.record.id, guard))
+        candidates = self._candidates(router, request, arrival)
         if router.fetchers:
             fetched = await fetch(router, request, candidates, guard)
-            candidates = enter_fetched(fetched, candidates, self._candidates(arrival), guard)
+            candidates = enter_fetched(fetched, candidates, self._candidates(router, request, arrival), guard)
         started = self.now()
         produce(router, request, candidates, guard)
+        admit(router, request, candidates, guard)
         decision = exchange.note_decision(decide(router, request, candidates, guard), started)
         pick = self._primary(decision)
         exchange.charge(decision, request)
+        insist_on_cache(exchange, request)
         for plugged, picked in hooks.picked:
             guard.call("PreRequest", plugged, picked, request, decision, candidates)
         return self._answer(exchange, pick)
@@ -73,14 +75,15 @@ class Pipeline:
         """A new stream's exchange."""
         return Exchange(self)
 
-    def _candidates(self, arrival: Arrival) -> Candidates:
+    def _candidates(self, router: Router, request: Request, arrival: Arrival) -> Candidates:
         pool = self.pool
         slots = pool.eligible_slots()
         if arrival.subset is not None and self.options.use_subset:
             slots = slots[np.isin(slots, pool.within(arrival.subset))]
         if not len(slots):
             raise ServiceUnavailable(self._nobody(arrival), reason="rejected-no-endpoints")
-        return Candidates(pool, slots, self.now())
+        candidates = Candidates(pool, slots, self.now())
+        return screen(router, request, candidates, self.observe.guard) if router.screeners else candidates
 
     def _nobody(self, arrival: Arrival) -> str:
         if not len(self.pool):
@@ -103,11 +106,33 @@ class Pipeline:
         raise ServiceUnavailable(message, reason="rejected-no-endpoints")
 
     def _answer(self, exchange: Exchange, pick: Pick) -> Answer:
-        added = () if exchange.has_id else (("x-request-id", exchange.record.id),)
-        return Answer(pick.destination, added, self._scores(exchange) if self.options.emit_scores else None)
+        hooks, guard, request, decision = exchange.hooks, self.observe.guard, exchange.request, exchange.record.decision
+        headers: dict[str, str] = {} if exchange.has_id else {"x-request-id": exchange.record.id}
+        for plugged, ask in hooks.request_headers:
+            headers |= settable(guard, "PreRequest", plugged, guard.call("PreRequest", plugged, ask, request, decision))
+        destination = pick.destination
+        for plugged, ask in hooks.destination:
+            destination = guard.call("PreRequest", plugged, ask, request, decision) or destination
+        scores = self._scores(exchange) if self.options.emit_scores else None
+        return Answer(destination, tuple(headers.items()), scores)
 
     def _scores(self, exchange: Exchange) -> Mapping[str, float]:
         decision = exchange.record.decision
         stage = next(s for s in decision.stages if s.profile.name == decision.handler_result)
         hostports = [endpoint.hostport for endpoint in stage.candidates.endpoints]
         return dict(zip(hostports, map(float, stage.totals), strict=True))
+
+
+def insist_on_cache(exchange: Exchange, request: Request) -> None:
+    """Minds `Prefer: if-available` (RFC 7240): the request is for an endpoint that has a part of its prompt, or nobody.
+
+    Raises:
+        PreconditionFailed: the pick is not known to hold any of it.
+    """
+    prefer = request.headers.get("prefer")
+    if (
+        prefer
+        and "if-available" in [token.strip().lower() for token in prefer.split(",")]
+        and not exchange.record.matched
+    ):
+        raise PreconditionFailed("no decode worker has the requested KV cache")

@@ -81,6 +81,7 @@ __all__ = [
     "WAITING",
     "WAITING_LORAS",
     "WAITING_MODELS",
+    "Admitter",
     "BadRequest",
     "Body",
     "Candidates",
@@ -93,6 +94,7 @@ __all__ = [
     "Filter",
     "Floats",
     "Hasher",
+    "HeaderReader",
     "Ints",
     "Key",
     "Mask",
@@ -110,6 +112,7 @@ __all__ = [
     "ResponseReader",
     "Run",
     "Scorer",
+    "Screener",
     "Usage",
     "higher_is_better",
     "lower_is_better",
@@ -205,6 +208,33 @@ class Fetcher(Protocol):
         ...
 
 
+@runtime_checkable
+class Screener(Protocol):
+    """Says who may serve the request, before producers run and whatever profile runs."""
+
+    def screen(self, request: Request, c: Candidates) -> Mask:
+        """A mask of shape (n,). All screeners see the same candidates; who stays is in all of their masks."""
+        ...
+
+
+@runtime_checkable
+class Admitter(Protocol):
+    """May turn a request away for the state that the pool is in."""
+
+    def deny(self, request: Request, c: Candidates) -> str | None:
+        """The reason for which the client gets 429; None to admit it."""
+        ...
+
+
+@runtime_checkable
+class HeaderReader(Protocol):
+    """Reads attributes out of a request's headers, for other plugins (`Request.attributes`)."""
+
+    def attributes(self, headers: Mapping[str, str]) -> Mapping[str, str]:
+        """Attributes by key, `name/producer`; the key `agent-identity/...` stands in for a fairness id."""
+        ...
+
+
 class Decision(Protocol):
     """What was decided, as observers see it."""
 
@@ -224,6 +254,14 @@ class Observer(Protocol):
 
     def picked(self, request: Request, decision: Decision, c: Candidates) -> None:
         """The decision is made; `c` are all candidates that it began with. Called before the next decision begins."""
+
+    def request_headers(self, request: Request, decision: Decision) -> Mapping[str, str]:
+        """Headers to set on the request, such as `x-prefiller-host-port`; a client's own copy of them never passes."""
+        ...
+
+    def destination(self, request: Request, decision: Decision) -> str | None:
+        """Another destination than the primary pick, `ip:port` or a list with commas; None to leave it."""
+        ...
 
     def response_headers(self, request: Request, decision: Decision, served: Endpoint) -> Mapping[str, str]:
         """Headers to set on the response. `served` answers: the target, or the fallback that Envoy has gone on to."""
@@ -311,6 +349,7 @@ class Router:
         fetchers: run before the decision, concurrently.
         producers: in the order of their dependencies.
         observers: all plugins with any of `Observer`'s methods.
+        screeners, admitters, header_readers: in the order of the file.
         warnings: what the loader wants the operator to know.
         origin: where the configuration came from, for the start log.
     """
@@ -321,6 +360,9 @@ class Router:
     fetchers: tuple[Plugged, ...] = ()
     producers: tuple[Plugged, ...] = ()
     observers: tuple[Plugged, ...] = ()
+    screeners: tuple[Plugged, ...] = ()
+    admitters: tuple[Plugged, ...] = ()
+    header_readers: tuple[Plugged, ...] = ()
     warnings: tuple[str, ...] = ()
     origin: str = ""
 
@@ -328,6 +370,7 @@ class Router:
 def plugins_of(router: Router) -> tuple[Plugged, ...]:
     """Every plugin of a configuration, each once, in no particular order."""
     found: list[Plugged] = [router.handler, *router.parsers, *router.fetchers, *router.producers, *router.observers]
+    found += [*router.screeners, *router.admitters, *router.header_readers]
     for profile in router.profiles.values():
         found += [*profile.filters, *(plugged for plugged, _ in profile.scorers), profile.picker]
     return tuple({plugged.name: plugged for plugged in found}.values())

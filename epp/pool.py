@@ -462,6 +462,10 @@ class Candidates:
         column.flags.writeable = False
         self._columns[key] = column
 
+    def keeping(self, mask: Mask) -> "Candidates":
+        """Those for whom the mask is true, for a decision that begins with them; nothing may have been produced yet."""
+        return Candidates(self._pool, self.slots[mask], self.now)
+
     def narrow(self, mask: Mask, peer: Pick | None = None) -> "Candidates":
         """Those for whom the mask is true, as candidates of their own."""
         positions = np.flatnonzero(mask)

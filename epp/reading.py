@@ -6,9 +6,13 @@ from functools import lru_cache
 from epp.errors import BadRequest
 from epp.extproc.events import Arrival
 from epp.plugin import Body, Plugged, Request, Router
+from epp.schedule import Guard
+
+AGENT = "agent-identity/"
+"""How the key of the attribute begins that stands in for a fairness id."""
 
 
-def read(router: Router, arrival: Arrival, request_id: str) -> Request:
+def read(router: Router, arrival: Arrival, request_id: str, guard: Guard) -> Request:
     """Turns headers and body into a request; a body that the mode doesn't show is scheduled by load.
 
     Raises:
@@ -20,6 +24,7 @@ def read(router: Router, arrival: Arrival, request_id: str) -> Request:
     if arrival.body:
         parser = parser_for(router.parsers, path)
         body, size, name = _parsed(parser, path, arrival), len(arrival.body), parser.name
+    attributes = _attributes(router, headers, guard) if router.header_readers else {}
     return Request(
         id=request_id,
         path=path,
@@ -29,8 +34,17 @@ def read(router: Router, arrival: Arrival, request_id: str) -> Request:
         parser=name,
         objective=_first(headers, "x-llm-d-inference-objective", "x-gateway-inference-objective"),
         fairness_id=_first(headers, "x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
+        or next((value for key, value in attributes.items() if key.startswith(AGENT)), "")
         or "default-flow",
+        attributes=attributes,
     )
+
+
+def _attributes(router: Router, headers: Mapping[str, str], guard: Guard) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    for plugged in router.header_readers:
+        found |= guard.call("RequestHeader", plugged, plugged.plugin.attributes, headers) or {}
+    return found
 
 
 def _parsed(parser: Plugged, path: str, arrival: Arrival) -> Body:

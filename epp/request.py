@@ -42,6 +42,7 @@ class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
         priority: negative is sheddable; 0 without an objective.
         objective: the name of the InferenceObjective that the client asks for, or "".
         fairness_id: whom the request is accounted to.
+        attributes: what header readers have found, by `name/producer`.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
     priority: int = 0
     objective: str = ""
     fairness_id: str = "default-flow"
+    attributes: Mapping[str, str] = {}
 
     def without_prompts(self) -> "Request":
         """The same without its prompts, for whoever keeps it as long as its stream is open."""

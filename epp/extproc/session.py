@@ -152,7 +152,8 @@ class Session:
         if arrival is None:
             raise ProtocolError(f"no request waits for an answer in phase {self.phase.name}")
         pieces, self._pieces, self._headers = self._pieces, [], {}
-        remove = tuple(name for name in arrival.headers if name in ROUTING_HEADERS and name != DESTINATION_HEADER)
+        ours = {DESTINATION_HEADER, *[name for name, _ in answer.set_headers]}  # set over what the client sent
+        remove = tuple([name for name in arrival.headers if name in ROUTING_HEADERS and name not in ours])
         if not pieces:
             self.phase = Phase.ENDED if arrival.body == b"" and not self._trailers else Phase.PASSING
             yield Route("request_headers", answer, remove)

@@ -17,7 +17,7 @@ from epp.settings.models import PluginSpec
 from epp.settings.problems import Path, Report, listed, nearest, place, suggestion
 from epp.settings.registry import PluginClass, Registry, is_file
 
-_HOOKED = {"profile handler", "producer", "fetcher", "observer"}
+_HOOKED = {"profile handler", "producer", "fetcher", "observer", "screener", "admitter", "header reader"}
 """Kinds that work without being referred to."""
 
 

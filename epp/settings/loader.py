@@ -105,6 +105,9 @@ def _resolve(config: EndpointPickerConfig, instances: Instances, document: Docum
         fetchers=tuple(fetcher.plugged() for fetcher in fetchers),
         producers=tuple(producer.plugged() for producer in producers),
         observers=tuple(observer.plugged() for observer in instances.of("observer")),
+        screeners=tuple(screener.plugged() for screener in instances.of("screener")),
+        admitters=tuple(admitter.plugged() for admitter in instances.of("admitter")),
+        header_readers=tuple(reader.plugged() for reader in instances.of("header reader")),
         warnings=tuple(str(_problem(document, *warning)) for warning in report.warnings),
         origin=document.origin,
     )
