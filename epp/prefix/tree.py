@@ -291,10 +291,11 @@ class PrefixIndex:
             self._drop_part(holder, run)
             return
         holder.used -= runs.length[run]
-        if full == bit and run not in runs.partly:
+        full &= ~bit
+        if not full and run not in runs.partly:
             runs.delete(run)
             return
-        runs.full[run] = full = full & ~bit
+        runs.full[run] = full
         if not full:
             self._shrink(run)
 
@@ -308,12 +309,8 @@ class PrefixIndex:
             self._shrink(run)
 
     def _shrink(self, run: int) -> None:
-        """Frees what nobody has of a run that nobody has in full."""
-        runs = self._runs
-        partial = list(self._partial(run))
-        if not partial:
-            runs.delete(run)
-            return
+        """Frees what nobody has of a run that nobody has in full, but somebody in part."""
+        runs, partial = self._runs, self._partial(run)
         most = max(holder.part for holder in partial)
         runs.truncate(run, most)
         for holder in partial:

@@ -107,6 +107,23 @@ def test_every_bit_of_a_block_matters_and_hashes_spread():
     assert ((shards - 32.0) ** 2 / 32).sum() < 110  # chi-square with 63 degrees of freedom, P = 0.0002
 
 
+def test_the_memo_keeps_what_is_in_use():
+    """Pieces that come up again and again outlast any number of others."""
+    memo = Hasher(memo_bytes=100_000)._memo
+    memo.put(0, b"hot")
+    for key in range(1, 5_000):
+        memo.put(key, bytes(64))
+        assert memo.leading([0, key, -1, 0]) == [b"hot", bytes(64)]
+    assert 100 < len(memo) < 500
+
+
+def test_whole_pieces_are_remembered():
+    """Here two; the trailing block is hashed each time."""
+    hasher = Hasher()
+    hasher.chain(0, text([0, 1, 2, 3, 4, 5, 6, 7, 8]), BLOCK)
+    assert len(hasher._memo) == 2
+
+
 def test_the_memo_is_bounded():
     """Hashing 20 MB under a memo of 100 kB leaves about that much behind."""
     hasher, rng = Hasher(memo_bytes=100_000), random.Random(0)
@@ -196,6 +213,7 @@ SLOTS = [0, 1, 2, 40]
 slots = st.sampled_from(SLOTS[:3])
 letters = st.one_of(
     st.text("ab", max_size=12),
+    st.sampled_from(["a", "b", "ab", "abc", "ccc"]),
     # Much in common, so that runs are shared, split and held in part.
     st.builds(lambda length, end: "abcdefghijkl"[:length] + end, st.integers(0, 12), st.text("xy", max_size=2)),
 )
@@ -302,6 +320,15 @@ def test_using_a_prefix_refreshes_it(index):
     assert [match(index, p, 0)[0] for p in ("aaaa", "bb", "aac", "d")] == [2, 2, 3, 1]
 
 
+def test_repeating_a_prompt_refreshes_it(index):
+    """The oldest is what was used longest ago, not what came first."""
+    index.set_capacity(0, 3)
+    for prompt in "abcab":
+        index.insert(0, chain_of(prompt))
+    index.insert(0, chain_of("d"))
+    assert [match(index, p, 0)[0] for p in "abcd"] == [1, 1, 0, 1]
+
+
 def test_looking_up_refreshes_nothing(index):
     """Only a pick makes the endpoint compute."""
     index.set_capacity(0, 2)
@@ -378,6 +405,28 @@ def test_who_has_only_the_beginning_may_go_on_elsewhere(index, at):
     assert match(index, "abcdefgh"[:at] + "x", 0) == [min(at + 1, 6)]
     assert match(index, "abcdefgh", 0, 1) == [max(at, 5) if at < 6 else 6, 8]
     assert index.blocks(0) == 6
+
+
+def test_what_nobody_has_is_freed(index):
+    """A run ends with its longest holder, whoever that is and however it came to be."""
+    for slot in range(4):
+        index.insert(slot, chain_of("abcdefgh"))
+    for slot, capacity in ((1, 3), (2, 5), (3, 6)):
+        index.set_capacity(slot, capacity)
+        check(index)
+    assert match(index, "abcdefgh", 0, 1, 2, 3) == [8, 3, 5, 6]
+    for slot, longest in ((0, 6), (3, 5), (1, 5), (2, 0)):
+        index.forget(slot)
+        index.settle()
+        check(index)
+        assert len(index) == longest
+
+
+def test_many_slots_hold_the_same(index):
+    """As many as there are bits and more than a few."""
+    for slot in range(24):
+        index.insert(slot, chain_of("ab"))
+        assert match(index, "abc", *range(24)) == [2] * (slot + 1) + [0] * (23 - slot)
 
 
 def test_a_forgotten_slot_is_empty_at_once_and_can_be_reused(index):
