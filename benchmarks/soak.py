@@ -106,7 +106,7 @@ async def soak(minutes: float, rate: float) -> dict[str, object]:
     """Runs it."""
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="epp-soak-") as logs:
-        options = StackOptions(engines=3, profile="tiny", blocks=2000, picker=("-v", "1"), logs=Path(logs))
+        options = StackOptions(engines=3, profile="tiny", blocks=2000, picker=(), logs=Path(logs))
         timeout = aiohttp.ClientTimeout(total=60)
         async with Stack(options) as stack, aiohttp.ClientSession(timeout=timeout) as http:
             await load(http, stack, minutes * 60, rate, tally)
