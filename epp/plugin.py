@@ -27,15 +27,18 @@ What the loader reads off a class beside its methods, all of it optional:
 - `stability = "alpha"`: loads with a warning. `deprecated = "write ... instead"`: loads with that warning.
 - `bind(profiles)`: a profile handler's, called with the profiles' names; raises ValueError if they don't fit.
 - `state()`: plain data for `/debug/plugins/state`.
+- `close()`: called once, when the configuration has been replaced and its last request has ended, or at the end.
+
+What is to outlive a change of the configuration is kept through `Context.state`.
 
 Between two awaits a decision is one synchronous step. A plugin that raises, takes too long or returns NaN, the wrong
 shape or the wrong type is counted and left out; the request goes on without it.
 """
 
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -65,6 +68,9 @@ from epp.keys import (
 from epp.pool import Candidates, Codes, Endpoint, Floats, Ints, Mask, Pick, Pool
 from epp.prefix import Chain, Hasher, PrefixIndex
 from epp.request import BYTES_PER_TOKEN, Body, Outcome, Request, Usage
+from epp.states import States
+
+T = TypeVar("T")
 
 __all__ = [
     "ACTIVE_LORAS",
@@ -138,12 +144,28 @@ class Context:
         now: the injected monotonic clock, seconds.
         random: the injected source of randomness.
         pool: the pool; for producers that keep something per endpoint and must hear when a slot is void (`watch`).
+        type: the plugin's type.
+        states: see `state`.
     """
 
     name: str
     now: Callable[[], float]
     random: random.Random
     pool: Pool
+    type: str = ""
+    states: States = field(default_factory=States)
+
+    def state(self, key: Hashable, factory: Callable[[], T]) -> T:
+        """What this instance keeps from one configuration to the next; made by the factory if there is none yet.
+
+        Requests of the old configuration may still use it while those of the new one do.
+
+        Args:
+            key: what shapes the state, such as a tuple of parameters: under another key it begins anew. So it does
+                under another name or type of the instance.
+            factory: makes it. An object of a class from a plugin's own file begins anew when that file changes.
+        """
+        return self.states.get((self.name, self.type, key), factory)
 
 
 Run = Callable[..., Pick | None]

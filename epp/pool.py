@@ -7,6 +7,7 @@ reported and when, and what we sent them. Slots are stable; a slot is reused und
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import ReferenceType, ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +102,7 @@ class Pool:
         self._derived: dict[Callable[[Pool], Any], Any] = {}
         self._by_hostport: dict[str, int] = {}
         self._order: Ints | None = None
-        self._observers: list[PoolObserver] = []
+        self._observers: list[ReferenceType[PoolObserver]] = []
         self._listeners: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
@@ -150,8 +151,7 @@ class Pool:
         self._clear(slot, reset_own=True)
         self._free.append(slot)
         self._occupy(slot, None)
-        for observer in self._observers:
-            observer.forget(slot)
+        self._void(slot)
 
     def rename(self, endpoint_id: str, endpoint: Endpoint) -> int:
         """Gives an endpoint another name, and labels, at the same address: it keeps its slot; the slot.
@@ -167,17 +167,25 @@ class Pool:
     def restarted(self, slot: int) -> None:
         """The endpoint has started anew: its cache is empty, what it reported is void; what is in flight will end."""
         self._clear(slot, reset_own=False)
-        for observer in self._observers:
-            observer.forget(slot)
+        self._void(slot)
 
     def watch(self, observer: PoolObserver) -> None:
-        """Tells the observer of every slot that becomes void from now on."""
-        self._observers.append(observer)
+        """Tells the observer of every slot that becomes void from now on, for as long as somebody else holds it.
+
+        An observer goes with the configuration that it belongs to; watching twice is the same as once.
+        """
+        if all(known() is not observer for known in self._observers):
+            self._observers.append(ref(observer))
 
     def unwatch(self, observer: PoolObserver) -> None:
         """The reverse of `watch`; unknown observers are a no-op."""
-        if observer in self._observers:
-            self._observers.remove(observer)
+        self._observers = [known for known in self._observers if known() is not None and known() is not observer]
+
+    def _void(self, slot: int) -> None:
+        self._observers = [known for known in self._observers if known() is not None]
+        for known in self._observers:
+            if (observer := known()) is not None:
+                observer.forget(slot)
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Calls the listener, which must not change the pool, after every change of the membership from now on."""

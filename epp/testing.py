@@ -16,6 +16,7 @@ import numpy as np
 from epp import keys
 from epp.keys import Key
 from epp.plugin import Body, Candidates, Context, Endpoint, Floats, Pick, Pool, Request
+from epp.states import States
 
 _KEYS = {key.name: key for key in vars(keys).values() if isinstance(key, Key)}
 
@@ -42,9 +43,16 @@ class FakeClock:
         self.now += seconds
 
 
-def context(name: str = "test", seed: int = 0, clock: FakeClock | None = None, pool: Pool | None = None) -> Context:
-    """What the mechanism gives to a plugin: here with its own pool and clock unless they are given."""
-    return Context(name, clock or FakeClock(), random.Random(seed), pool or Pool())
+def context(
+    name: str = "test",
+    seed: int = 0,
+    clock: FakeClock | None = None,
+    pool: Pool | None = None,
+    states: States | None = None,
+) -> Context:
+    """What the mechanism gives to a plugin: here with its own pool, clock and states unless they are given."""
+    own = States() if states is None else states
+    return Context(name, clock or FakeClock(), random.Random(seed), Pool() if pool is None else pool, states=own)
 
 
 def request(

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-BASE = frozenset({"errors", "keys", "options", "pool", "prefix", "quantities", "request"})
+BASE = frozenset({"errors", "keys", "options", "pool", "prefix", "quantities", "request", "states"})
 SDK = BASE | {"plugin"}
 SIBLINGS = frozenset({"data", "extproc", "flow", "observe", "schedule", "settings"})
 PATH = frozenset({"exchange", "hooks", "pipeline", "reading"})
@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "keys": frozenset(),
     "quantities": frozenset(),
     "request": frozenset(),
+    "states": frozenset(),
     "prefix": frozenset({"keys"}),
     "options": frozenset({"errors", "quantities"}),
     "pool": frozenset({"errors", "keys"}),
@@ -48,6 +49,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "quantities": frozenset(),
     "options": frozenset(),
     "request": frozenset({"msgspec"}),
+    "states": frozenset(),
     "pool": frozenset({"numpy"}),
     "prefix": frozenset({"numpy", "xxhash"}),
     "plugin": frozenset({"numpy", "pydantic"}),

@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -42,6 +42,10 @@ class Instance:
     parameters: BaseModel | None = None
     raw: dict[str, Any] = field(default_factory=dict)
     path: Path = ()
+    _plugged: Plugged = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_plugged", Plugged(self.name, self.type, self.plugin))
 
     def is_a(self, kind: str) -> bool:
         """Whether the plugin is of that kind."""
@@ -63,8 +67,8 @@ class Instance:
         return f'"{self.name}" ({place(self.path)})' if self.path else f'"{self.name}"'
 
     def plugged(self) -> Plugged:
-        """For the router."""
-        return Plugged(self.name, self.type, self.plugin)
+        """For the router; the same one each time."""
+        return self._plugged
 
 
 class Instances:
@@ -165,7 +169,7 @@ class Instances:
         name = spec.name or (found.name if is_file(spec.type) else spec.type)
         try:
             parameters = _parameters(found.cls, spec.parameters)
-            plugin = _construct(found.cls, parameters, self._context(name))
+            plugin = _construct(found.cls, parameters, replace(self._context(name), type=found.type))
         except ValidationError as error:
             for at, message in explain(error, found.cls.Parameters, below):
                 self._report.error(at, message)

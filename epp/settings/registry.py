@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ METHODS: Mapping[str, str] = {
     "score": "scorer",
     "pick": "picker",
     "decide": "profile handler",
+    "disaggregate": "decider",
     "produce": "producer",
     "fetch": "fetcher",
     "parse": "parser",
@@ -37,6 +39,9 @@ METHODS: Mapping[str, str] = {
     "done": "observer",
 }
 """Which method makes a plugin what."""
+
+_SOURCE = "__epp_source__"
+"""Where a module from a file keeps what it was read from."""
 
 _FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<name>\w+))?")
 
@@ -91,10 +96,15 @@ class PluginClass:
 
 
 class Registry:
-    """Types and how to get their classes; `Registry.installed()` for what is installed."""
+    """Types and how to get their classes; `Registry.installed()` for what is installed.
+
+    Attributes:
+        files: the Python files that were asked for, those that could not be used included.
+    """
 
     def __init__(self, loaders: Mapping[str, Callable[[], Any]]) -> None:
         self._loaders = dict(loaders)
+        self.files: set[Path] = set()
 
     def __repr__(self) -> str:
         return f"<Registry: {len(self._loaders)} types>"
@@ -127,7 +137,9 @@ class Registry:
             KeyError: the type is not registered.
         """
         if is_file(type_name):
-            cls = _class_in_file(type_name, folder)
+            path, name = _file_of(type_name, folder)
+            self.files.add(path)
+            cls = _class_in_file(path, name)
             return PluginClass(type_name, kebab(cls.__name__), cls)
         loader = self._loaders[type_name]
         try:
@@ -158,7 +170,8 @@ def kebab(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
 
 
-def _class_in_file(type_name: str, folder: Path | None) -> type:
+def _file_of(type_name: str, folder: Path | None) -> tuple[Path, str | None]:
+    """The file, and the class that is named in it."""
     match = _FILE.fullmatch(type_name)
     assert match is not None  # noqa: S101 (is_file has said so)
     path = Path(match["file"])
@@ -166,10 +179,14 @@ def _class_in_file(type_name: str, folder: Path | None) -> type:
         if folder is None:
             raise ConfigError("a relative file needs a configuration file that it is relative to; write the whole path")
         path = folder / path
+    return path, match["name"]
+
+
+def _class_in_file(path: Path, name: str | None) -> type:
     module = _import_file(path)
     own = {n: c for n, c in vars(module).items() if isinstance(c, type) and c.__module__ == module.__name__}
     found = {name: cls for name, cls in own.items() if kinds(cls) and not name.startswith("_")}
-    return _choose(path, match["name"], found)
+    return _choose(path, name, found)
 
 
 def _choose(path: Path, name: str | None, found: Mapping[str, type]) -> type:
@@ -183,14 +200,23 @@ def _choose(path: Path, name: str | None, found: Mapping[str, type]) -> type:
     return next(iter(found.values()))
 
 
+class _Uncached(SourceFileLoader):
+    """Compiles the file each time: bytecode caches tell versions apart by the second only."""
+
+    def path_stats(self, path: Any) -> Any:
+        raise OSError(f"{path}: not to be cached")
+
+
 def _import_file(path: Path) -> ModuleType:
-    """Runs the file as a module of its own; anew each time, so that a reloaded configuration gets the file as it is."""
+    """Runs the file as a module of its own; again when it has changed, so that a new configuration gets it as it is."""
     resolved = path.resolve()
     if not resolved.is_file():
         raise ConfigError(f"there is no file {resolved}")
-    digest = hashlib.blake2b(bytes(resolved), digest_size=4).hexdigest()
-    name = f"epp_plugin_file_{resolved.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, resolved)
+    name = f"epp_plugin_file_{path.stem}_{hashlib.blake2b(bytes(path.absolute()), digest_size=4).hexdigest()}"
+    source, before = _read(resolved), sys.modules.get(name)
+    if before is not None and vars(before).get(_SOURCE) == source:
+        return before
+    spec = importlib.util.spec_from_file_location(name, resolved, loader=_Uncached(name, str(resolved)))
     assert spec is not None  # noqa: S101 (the suffix is .py)
     assert spec.loader is not None  # noqa: S101
     module = importlib.util.module_from_spec(spec)
@@ -198,6 +224,20 @@ def _import_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # somebody else's module may raise anything
-        del sys.modules[name]
+        _put_back(name, before)
         raise ConfigError(f"{path.name} can't be imported: {type(error).__name__}: {error}") from error
+    setattr(module, _SOURCE, source)
     return module
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path.name} can't be read: {error.strerror or error}") from error
+
+
+def _put_back(name: str, before: ModuleType | None) -> None:
+    del sys.modules[name]
+    if before is not None:
+        sys.modules[name] = before

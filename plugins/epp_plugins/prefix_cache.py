@@ -5,7 +5,8 @@ What it does
     blocks, least recently used first out, as many as the engine says it can hold. For each request it tells how many
     tokens at the start of the prompt every endpoint has, contiguously, and how many there are in all. The index learns
     from the picks alone: a pick enters the prompt at once, for the target of every profile that ran. It never hears
-    what an engine really evicts; an endpoint that leaves or restarts is forgotten in the same moment.
+    what an engine really evicts; an endpoint that leaves or restarts is forgotten in the same moment. The index stays
+    when the configuration changes, unless the length of a block or `memoryBytes` does.
 
     The scorer turns that into points: the cached share of the prompt, mixed with the cached length,
 
@@ -131,10 +132,16 @@ class ProducerParameters(epp.plugin.Parameters):
         return dict(self)["max_prefix_blocks_to_match"] or None
 
 
+def _empty(memory_bytes: int, context: Context) -> tuple[Hasher, PrefixIndex]:
+    """A new index, and the hasher without whose secret it is worth nothing."""
+    return Hasher(secret=context.random.getrandbits(64)), PrefixIndex(memory_bytes=memory_bytes)
+
+
 class ApproxPrefixCacheProducer:
     """Tells how much of the prompt each endpoint has cached, from what has been sent there.
 
-    State: the index and the hasher's memo; what the last candidates' block sizes come to; and, between `produce` and
+    State: the index and the hasher with its memo, which the next configuration takes over unless the block size or the
+    memory changes; what the last candidates' block sizes come to; and, between `produce` and
     `picked` of one decision, the request's chains.
     """
 
@@ -147,10 +154,10 @@ class ApproxPrefixCacheProducer:
         self._default_capacity = parameters.lru_capacity_per_server
         most = parameters.most_blocks
         self._most_bytes = None if most is None else most * self._block_bytes
-        self._hasher = Hasher(secret=context.random.getrandbits(64))
         self._sizes: tuple[bytes, Floats | None] = (b"", None)  # of the last candidates: they hardly ever change
         self._hashed: tuple[Request, list[Chain]] | None = None
-        self.index = PrefixIndex(memory_bytes=parameters.memory_bytes)
+        shape = (parameters.block_tokens, parameters.memory_bytes)
+        self._hasher, self.index = context.state(shape, lambda: _empty(parameters.memory_bytes, context))
         self._matched, self._matchable = matched_tokens(context.name), matchable_tokens(context.name)
         self.writes = (self._matched, self._matchable)
         context.pool.watch(self.index)

@@ -12,7 +12,8 @@ What it does
     With the strategy `session_id` the client names its session, and this process remembers the endpoint. A session is
     pinned by its first request, and anew when its endpoint is not among the candidates, has left the pool or has
     restarted. A request that goes elsewhere for other reasons leaves the pin alone and doesn't prolong it. At most
-    100,000 sessions are remembered; beyond, the one that was used longest ago goes.
+    100,000 sessions are remembered; beyond, the one that was used longest ago goes. They stay when the configuration
+    changes, whatever its parameters.
 
 Reads
     The request's headers.
@@ -143,18 +144,33 @@ class _Token:
         return {self._header: base64.b64encode(endpoint.id.encode()).decode()}
 
 
-class _Sessions:
-    """The pins of the strategy `session_id`: session to slot, its epoch and the time; used longest ago first.
+class _Pins:
+    """Session to slot, its epoch and the time; used longest ago first. Lives on when the configuration changes.
 
     A slot's epoch counts how often it has become void: a pin of an earlier one is no pin.
     """
 
-    def __init__(self, config: SessionIdConfig, now: Callable[[], float]) -> None:
+    def __init__(self) -> None:
+        self.by_session: OrderedDict[bytes, tuple[int, int, float]] = OrderedDict()
+        self.epochs: dict[int, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<{len(self.by_session)} sessions>"
+
+    def forget(self, slot: int) -> None:
+        """Its cache is gone, and with it the reason to come back."""
+        self.epochs[slot] = self.epochs.get(slot, 0) + 1
+
+
+class _Sessions:
+    """The strategy `session_id`: this process remembers the pins."""
+
+    def __init__(self, config: SessionIdConfig, now: Callable[[], float], pins: _Pins) -> None:
         self._headers = [source.header for source in config.sources if source.header]
         self._ttl = config.eviction_ttl_seconds
         self._now = now
-        self._pins: OrderedDict[bytes, tuple[int, int, float]] = OrderedDict()
-        self._epochs: dict[int, int] = {}
+        self._state = pins  # the pool doesn't hold it
+        self._pins, self._epochs = pins.by_session, pins.epochs
 
     def __repr__(self) -> str:
         return f"<{len(self._pins)} sessions>"
@@ -192,10 +208,6 @@ class _Sessions:
     def response_headers(self, endpoint: Endpoint) -> Mapping[str, str]:
         return {}
 
-    def forget(self, slot: int) -> None:
-        """Its cache is gone, and with it the reason to come back."""
-        self._epochs[slot] = self._epochs.get(slot, 0) + 1
-
 
 class _SessionAffinity:
     """What the scorer and the filter share: whom a session is pinned to."""
@@ -206,9 +218,9 @@ class _SessionAffinity:
     def __init__(self, parameters: SessionParameters, context: Context) -> None:
         self._profile = parameters.profile_name
         if parameters.strategy == "session_id":
-            sessions = _Sessions(parameters.session_id_config, context.now)
-            context.pool.watch(sessions)
-            self._strategy: _Strategy = sessions
+            pins = context.state("pins", _Pins)
+            context.pool.watch(pins)
+            self._strategy: _Strategy = _Sessions(parameters.session_id_config, context.now, pins)
         else:
             self._strategy = _Token(parameters.encoded_endpoint_header_config.header)
 

@@ -277,7 +277,8 @@ async def test_a_restart(setup: Setup, engine: StartEngine) -> None:
         def forget(self, slot: int) -> None:
             told.append((slot, float(setup.pool.column(WAITING)[slot])))
 
-    setup.pool.watch(Index())
+    index = Index()
+    setup.pool.watch(index)
     await setup.start(server)
     await setup.scraped(server)
     slot = setup.slot(server)
