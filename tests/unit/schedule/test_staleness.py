@@ -130,3 +130,18 @@ def test_unknown_although_fresh_is_the_scorers_fault():
     stage = run_profile(profile((QUEUE, 1), (liking(NAN, 0.1), 10)), request(), c, None, guard)
     assert stage.totals.tolist() == [1.0, 1.0]
     assert guard.faults == [("Scorer", "scorer-1", "nan")]
+
+
+SILENT = {
+    "somebody is fresh": (QUEUE, {"waiting": [NAN] * 3, "stale": [True, False, False]}, [1, 2, 0]),
+    "nobody reads metrics": (liking(NAN, NAN, NAN), {"stale": [True] * 3}, [0, 1, 2]),
+}
+
+
+@pytest.mark.parametrize(("scorer", "columns", "order"), SILENT.values(), ids=SILENT)
+def test_nothing_stands_in(scorer, columns, order):
+    """Our own count is for the case that nobody's metrics are known, not for a scorer that says nothing."""
+    c = candidates(inflight_requests=[9, 5, 0], **columns)
+    stage = run_profile(profile((scorer, 1)), request(), c, None, Noting())
+    assert stage.stood_in == ()
+    assert names(stage.pick.endpoints) == [f"pod-{index}" for index in order]
