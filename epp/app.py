@@ -93,7 +93,6 @@ class App:
         self._options = options
         self._random = random.Random()
         self.pool = Pool()
-        self.router = self._load()
         self.metrics = Metrics(
             self.pool,
             options.pool_name or "default",
@@ -101,6 +100,7 @@ class App:
             sizes=self._index_sizes,
             staleness=options.metrics_staleness_threshold,
         )
+        self.router = self._load()
         self.observe = self._observability()
         self.discovery = self._discovery()
         self.scraper = self._scraper()
@@ -185,7 +185,7 @@ class App:
         return load(text, path, Registry.installed(), self._context)
 
     def _context(self, name: str) -> Context:
-        return Context(name, time.monotonic, self._random, self.pool)
+        return Context(name, time.monotonic, self._random, self.pool, counters=self.metrics.counter)
 
     def _observability(self) -> Observability:
         families = self.metrics.families

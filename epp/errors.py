@@ -25,6 +25,18 @@ class ConfigError(EppError):
     """A configuration, a file or an argument that can't be used; the message names the place and the remedy."""
 
 
+class UnknownPlugin(ConfigError, LookupError):
+    """A plugin asks for another one that isn't there.
+
+    Attributes:
+        name: that it asked for.
+    """
+
+    def __init__(self, message: str, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+
 class RequestError(EppError):
     """Ends one request with an HTTP status; nothing else is disturbed.
 

@@ -88,11 +88,13 @@ class Exchange:
     __slots__ = (
         "_encoded",
         "_last",
-        "_legs",
+        "_leg",
         "_parser",
         "_pipeline",
         "_reader",
+        "_sent_to",
         "_series",
+        "_side_legs",
         "has_id",
         "hooks",
         "record",
@@ -106,7 +108,9 @@ class Exchange:
         self.has_id = False
         self._encoded = False
         self._pipeline = pipeline
-        self._legs: list[Leg] = []
+        self._leg: Leg | None = None  # at the primary pick's endpoint
+        self._side_legs: list[Leg] = []  # at those of other profiles, such as one for the prefill
+        self._sent_to = ""  # instead of the primary pick, where a plugin says so
         self._series: RequestSeries | None = None
         self._parser: Plugged | None = None
         self._reader: ResponseReader | None = None
@@ -114,7 +118,7 @@ class Exchange:
         pipeline.observe.metrics.streams_inflight.inc()
 
     def __repr__(self) -> str:
-        return f"<Exchange {self.record.id!r}: {len(self._legs)} legs in flight>"
+        return f"<Exchange {self.record.id!r}: {len(self._side_legs) + (self._leg is not None)} legs in flight>"
 
     def begin(self, headers: Mapping[str, str]) -> None:
         """The request's headers have come: from now on it has an id."""
@@ -158,11 +162,14 @@ class Exchange:
             index = int((c.slots == pick.slots[0]).argmax())
             matched = _at(c, hooks.matched, index)
             uncached = max(tokens - (matched or 0.0), 0.0)
-            self._legs.append(self._pipeline.pool.charge(pick.slots[0], 1.0, uncached))
-            if pick.profile == decision.handler_result:
-                self.record.matched = matched
-                self.record.matchable = _at(c, hooks.matchable, index)
-                self.record.indexer = hooks.indexer
+            leg = self._pipeline.pool.charge(pick.slots[0], 1.0, uncached)
+            if pick.profile != decision.handler_result:
+                self._side_legs.append(leg)
+                continue
+            self._leg = leg
+            self.record.matched = matched
+            self.record.matchable = _at(c, hooks.matchable, index)
+            self.record.indexer = hooks.indexer
 
     # --- what the server notes
 
@@ -201,26 +208,37 @@ class Exchange:
     def _served(self, event: ResponseHeaders, pick: Pick) -> Endpoint:
         """Learns from Envoy who really answered: a pick that was passed over has refused the connection."""
         health, target, pool = self._pipeline.health, pick.endpoints[0], self._pipeline.pool
+        sent_to = self._sent_to or target.hostport
         slot = pool.slot_at(event.served_by) if event.served_by is not None else None
         served = pool.endpoints[slot] if slot is not None else None
-        if event.unreachable or (served is not None and slot != pick.slots[0]):
-            health.connection_failed(target.hostport)
+        if event.unreachable or (served is not None and served.hostport != sent_to):
+            health.connection_failed(sent_to)
         elif self.record.outcome.status == 503:
-            health.suspected(target.hostport)
+            health.suspected(sent_to)
         if slot is None or served is None:
             return target
         self.record.outcome.served_by = served.hostport
-        if slot != pick.slots[0]:
-            self._move(pick.slots[0], slot)
+        if self._sent_to:
+            return target  # which has been reached through another one
+        self._move(slot)
         return served
 
-    def _move(self, passed_over: int, served: int) -> None:
-        pool = self._pipeline.pool
-        for index, leg in enumerate(self._legs):
-            if leg.slot == passed_over:
-                requests, tokens = leg.requests, leg.tokens
-                pool.release(leg)
-                self._legs[index] = pool.charge(served, requests, tokens)
+    def _move(self, served: int) -> None:
+        """The request is at a fallback: so is its load. Other profiles' picks have none."""
+        leg, pool = self._leg, self._pipeline.pool
+        if leg is not None and leg.slot != served:
+            requests, tokens = leg.requests, leg.tokens
+            pool.release(leg)
+            self._leg = pool.charge(served, requests, tokens)
+
+    def redirected(self, destination: str) -> None:
+        """Notes that a plugin has the request sent there, `ip:port` or a list, instead of to the primary pick."""
+        self._sent_to = destination.partition(",")[0]
+
+    def _release(self) -> None:
+        """Gives back what was charged and is left of it."""
+        for leg in (*self._side_legs, *([] if self._leg is None else [self._leg])):
+            self._pipeline.pool.release(leg)
 
     def response_body(self, event: ResponseBody) -> None:
         """Notes a piece of the response's body."""
@@ -256,8 +274,11 @@ class Exchange:
     def _first_byte(self, now: float) -> None:
         record = self.record
         record.outcome.first_byte = now - record.started
-        for leg in self._legs:
-            self._pipeline.pool.release(leg, tokens_only=True)  # the prompt has been computed
+        pool = self._pipeline.pool
+        if self._leg is not None:
+            pool.release(self._leg, tokens_only=True)  # the prompt has been computed
+        for leg in self._side_legs:
+            pool.release(leg)  # a prefill, or an encoding, has ended
         if self._series is not None:
             self._series.ttft("true" if record.outcome.streaming else "false").observe(record.outcome.first_byte)
         if record.decision is not None and record.decision.found() is not None:
@@ -272,8 +293,7 @@ class Exchange:
         """The stream has ended, however: settles what was charged and notes the end. Called exactly once."""
         pipeline, record, outcome = self._pipeline, self.record, self.record.outcome
         now = pipeline.now()
-        for leg in self._legs:
-            pipeline.pool.release(leg)
+        self._release()
         outcome.duration = now - record.started
         outcome.cause = self._cause(ending, complete=complete)
         if self._reader is not None:

@@ -113,6 +113,8 @@ class Pipeline:
         destination = pick.destination
         for plugged, ask in hooks.destination:
             destination = guard.call("PreRequest", plugged, ask, request, decision) or destination
+        if hooks.destination and destination != pick.destination:
+            exchange.redirected(destination)
         scores = self._scores(exchange) if self.options.emit_scores else None
         return Answer(destination, tuple(headers.items()), scores)
 

@@ -44,7 +44,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from epp.errors import BadRequest
+from epp.errors import BadRequest, UnknownPlugin
 from epp.keys import (
     ACTIVE_LORAS,
     ACTIVE_MODELS,
@@ -94,6 +94,8 @@ __all__ = [
     "Chain",
     "Codes",
     "Context",
+    "Counter",
+    "Decider",
     "Decision",
     "Endpoint",
     "Fetcher",
@@ -119,6 +121,7 @@ __all__ = [
     "Run",
     "Scorer",
     "Screener",
+    "UnknownPlugin",
     "Usage",
     "higher_is_better",
     "lower_is_better",
@@ -135,6 +138,26 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
 
 
+class Counter(Protocol):
+    """A counter with its label values."""
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Adds so much, never less than 0."""
+
+
+class _Uncounted:
+    def inc(self, amount: float = 1.0) -> None:
+        """Counts nowhere."""
+
+
+def _uncounted(_name: str, _labels: Mapping[str, str]) -> Counter:
+    return _Uncounted()
+
+
+def _nobody(name: str) -> Any:
+    raise UnknownPlugin(f'no plugin is called "{name}"')
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What the mechanism gives to a plugin that asks for it.
@@ -146,6 +169,8 @@ class Context:
         pool: the pool; for producers that keep something per endpoint and must hear when a slot is void (`watch`).
         type: the plugin's type.
         states: see `state`.
+        lookup: see `plugin`.
+        counters: see `counter`.
     """
 
     name: str
@@ -154,6 +179,24 @@ class Context:
     pool: Pool
     type: str = ""
     states: States = field(default_factory=States)
+    lookup: Callable[[str], Any] = _nobody
+    counters: Callable[[str, Mapping[str, str]], Counter] = _uncounted
+
+    def plugin(self, name: str) -> Any:
+        """Another plugin of the configuration by its name; it is made first. For constructors.
+
+        Raises:
+            UnknownPlugin: nobody is called that, or it is being made itself and has asked for this one.
+        """
+        return self.lookup(name)
+
+    def counter(self, name: str, labels: Mapping[str, str]) -> Counter:
+        """A counter of `/metrics`; one that isn't there is added, under the name as it is given.
+
+        Raises:
+            ValueError: there is a metric of that name with other labels, or one that is no counter.
+        """
+        return self.counters(name, labels)
 
     def state(self, key: Hashable, factory: Callable[[], T]) -> T:
         """What this instance keeps from one configuration to the next; made by the factory if there is none yet.
@@ -168,8 +211,17 @@ class Context:
         return self.states.get((self.name, self.type, key), factory)
 
 
-Run = Callable[..., Pick | None]
-"""run(profile, peer=None): runs a profile by name; None if nobody is left."""
+class Run(Protocol):
+    """Runs profiles for a profile handler."""
+
+    def __call__(self, profile: str, peer: Pick | None = None) -> Pick | None:
+        """Runs a profile by name; None if nobody is left. `peer` is what its plugins find as `Candidates.peer`."""
+        ...
+
+    @property
+    def candidates(self) -> Candidates:
+        """Whom the decision began with, with the columns that producers have written: for deciders."""
+        ...
 
 
 @runtime_checkable
@@ -208,7 +260,26 @@ class ProfileHandler(Protocol):
     """Says which profiles run, in which order."""
 
     def decide(self, request: Request, run: Run) -> str | None:
-        """Runs profiles and names the primary one, whose pick is the destination; None if there is none."""
+        """Runs profiles and names the primary one, whose pick is the destination; None if there is none.
+
+        Raises:
+            BadRequest: the request asks for what there isn't; the client gets the message.
+        """
+        ...
+
+
+@runtime_checkable
+class Decider(Protocol):
+    """Says for a profile handler whether a request is worth a further profile, such as one for its prefill."""
+
+    def disaggregate(self, request: Request, pick: Pick | None, c: Candidates) -> bool:
+        """Whether to run it.
+
+        Args:
+            request: the request.
+            pick: what the profile before chose; None if none has run.
+            c: whom the decision began with.
+        """
         ...
 
 

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from epp import __version__
 from epp.keys import INFLIGHT_REQUESTS, INFLIGHT_TOKENS, KV_USAGE, RUNNING, WAITING, Key
 from epp.observe.record import Record
-from epp.observe.series import Family, Value
+from epp.observe.series import Family, Spec, Value
 from epp.observe.table import SPECS
 from epp.pool import Endpoint, Pool
 from epp.request import BYTES_PER_TOKEN
@@ -95,6 +95,23 @@ class Metrics(Collector):
         self._hits = self.families["scheduler_cache_hits_total"].value()
         self._misses = self.families["scheduler_cache_misses_total"].value()
         self.streams_inflight = self.families["llm_d_epp_extproc_streams_inflight"].value()
+
+    def counter(self, name: str, labels: Mapping[str, str]) -> Value:
+        """A counter for a plugin; a name that is not in the table is added, with the labels as they come.
+
+        Raises:
+            ValueError: the name is taken by a family with other labels, or one that is no counter.
+        """
+        family = self.families.get(name)
+        if family is None:
+            family = Family(Spec(name, "counter", tuple(labels), "[ALPHA] Counted by a plugin."))
+            self.families[name] = family
+        if family.spec.kind != "counter" or labels.keys() != set(family.spec.labels):
+            raise ValueError(f"{name} is a {family.spec.kind} with the labels {', '.join(family.spec.labels)}")
+        return family.value(*[self._label(label, labels[label]) for label in family.spec.labels])
+
+    def _label(self, label: str, value: str) -> str:
+        return _capped(value, self._models, MOST_MODELS) if label == "model_name" else value
 
     def of(self, record: Record) -> RequestSeries:
         """The series of a request's labels."""

@@ -30,6 +30,7 @@ HIT_BYTES = (0.0, *(float(16 << n) for n in range(13)))
 
 INDEXER = ("plugin_name", "plugin_type")
 PLUGIN = ("extension_point", "plugin_type", "plugin_name")
+DECISION = ("plugin_name", "plugin_type", "model_name", "decision_type")
 ATTEMPT = ("status", "target_model_name", "endpoint_name", "namespace", "port")
 
 
@@ -120,6 +121,16 @@ SPECS = (
         ("commit", "build_ref"),
     ),
     _epp("datalayer_poll_errors_total", "counter", ("source_type",), "Scrapes that failed."),
+    _with(
+        _epp("disagg_decision_total", "counter", DECISION, "Requests by the stages that they were split into."),
+        "llm_d_inference_scheduler_disagg_decision_total",
+        DECISION[2:],
+    ),
+    _with(
+        _epp("pd_decision_total", "counter", DECISION, "Requests by the stages that they were split into."),
+        "llm_d_inference_scheduler_pd_decision_total",
+        DECISION[2:],
+    ),
     _epp("endpoint_changes_total", "counter", ("state",), "Endpoints taken out, back in, or seen to restart."),
     _epp("extproc_streams_inflight", "gauge", (), "ext_proc streams in flight."),
     _epp("extproc_stream_duration_seconds", "histogram", (), "Duration of an ext_proc stream.", STREAM),

@@ -1,11 +1,11 @@
 """The profile loop: producers, then the profile handler, which runs the profiles it wants."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 
+from epp.errors import BadRequest
 from epp.plugin import Candidates, Floats, Key, Pick, Plugged, Request, Router
 from epp.schedule.decision import Decision
 from epp.schedule.guard import Guard
@@ -41,11 +41,17 @@ def _column(columns: Mapping[Key, Any] | None, key: Key, plugged: Plugged, count
 
 
 def decide(router: Router, request: Request, c: Candidates, guard: Guard) -> Decision:
-    """Runs the profiles as the handler wants; the decision's `found()` is None if nobody was left."""
+    """Runs the profiles as the handler wants; the decision's `found()` is None if nobody was left.
+
+    Raises:
+        BadRequest: the handler turns the request away.
+    """
     decision = Decision(c)
-    run = partial(_run, router, request, decision, guard)
+    run = _Run(router, request, decision, guard)
     handler = router.handler
-    primary = guard.call("ProfilePicker", handler, handler.plugin.decide, request, run)
+    primary = guard.call("ProfilePicker", handler, _asked, handler, request, run)
+    if isinstance(primary, BadRequest):
+        raise primary
     if not decision.stages:
         # The handler has failed or runs nothing: the request still goes somewhere sensible.
         run(next(iter(router.profiles)))
@@ -64,9 +70,28 @@ def _primary(decision: Decision, said: Any, handler: Plugged, guard: Guard) -> s
     return next((stage.profile.name for stage in decision.stages if stage.pick is None), ran[0])
 
 
-def _run(
-    router: Router, request: Request, decision: Decision, guard: Guard, profile: str, peer: Pick | None = None
-) -> Pick | None:
-    stage = run_profile(router.profiles[profile], request, decision.candidates, peer, guard)
-    decision.stages.append(stage)
-    return stage.pick
+def _asked(handler: Plugged, request: Request, run: "_Run") -> Any:
+    """What the handler says; a request that it turns away is no fault of the handler's."""
+    try:
+        return handler.plugin.decide(request, run)
+    except BadRequest as error:
+        return error
+
+
+class _Run:
+    """Runs the profiles of one decision; see `epp.plugin.Run`."""
+
+    __slots__ = ("_decision", "_guard", "_request", "_router")
+
+    def __init__(self, router: Router, request: Request, decision: Decision, guard: Guard) -> None:
+        self._router, self._request, self._decision, self._guard = router, request, decision, guard
+
+    def __call__(self, profile: str, peer: Pick | None = None) -> Pick | None:
+        decision = self._decision
+        stage = run_profile(self._router.profiles[profile], self._request, decision.candidates, peer, self._guard)
+        decision.stages.append(stage)
+        return stage.pick
+
+    @property
+    def candidates(self) -> Candidates:
+        return self._decision.candidates

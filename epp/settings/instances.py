@@ -2,14 +2,15 @@
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from epp.errors import ConfigError
+from epp.errors import ConfigError, UnknownPlugin
 from epp.plugin import Context, Plugged
 from epp.settings.catalogue import ALIASES, NO_EFFECT_YET, NOT_BUILT_YET
 from epp.settings.decode import decode, explain
@@ -71,30 +72,95 @@ class Instance:
         return self._plugged
 
 
+@dataclass(slots=True)
+class _Entry:
+    """One entry of `plugins`; its state is "", then "making", then "made"."""
+
+    spec: PluginSpec
+    path: Path
+    state: Literal["", "making", "made"] = ""
+    made: Instance | None = None
+
+
 class Instances:
-    """All instances of one load, by name; the mutable state of the loader."""
+    """All instances of one load, by name; the mutable state of the loader.
+
+    Attributes:
+        by_name: all that could be made.
+        broken: the names of those that could not.
+        asked_for: those that other plugins have asked for, by name.
+    """
 
     def __init__(
         self, registry: Registry, folder: FilePath | None, context: Callable[[str], Context], report: Report
     ) -> None:
         self.by_name: dict[str, Instance] = {}
         self.broken: set[str] = set()
+        self.asked_for: dict[str, Instance] = {}
+        self._entries: list[_Entry] = []
+        self._named: dict[str, _Entry] = {}
         self._registry = registry
         self._folder = folder
         self._context = context
         self._report = report
 
-    def configure(self, spec: PluginSpec, path: Path) -> None:
-        """Makes one entry of `plugins`; what is wrong with it goes to the report."""
-        made = self._make(spec, (*path, "type"), (*path, "parameters"), path)
+    def configure(self, specs: Sequence[tuple[PluginSpec, Path]]) -> None:
+        """Makes the entries of `plugins`, with their places; what is wrong with one goes to the report.
+
+        An entry that others ask for (`Context.plugin`) is made before them; their order stays the file's.
+        """
+        self._entries = [_Entry(spec, path) for spec, path in specs]
+        for entry in self._entries:
+            self._named.setdefault(self._name(entry.spec), entry)
+        for entry in self._entries:
+            if entry.state == "":
+                self._complete(entry)
+        for entry in self._entries:
+            self._enter_entry(entry)
+
+    def _name(self, spec: PluginSpec) -> str:
+        if spec.name or not is_file(spec.type):
+            return spec.name or spec.type
+        with suppress(ConfigError):
+            return self._find(spec.type).name
+        return spec.type
+
+    def _complete(self, entry: "_Entry") -> None:
+        entry.state = "making"
+        entry.made = self._make(entry.spec, (*entry.path, "type"), (*entry.path, "parameters"), entry.path)
+        entry.state = "made"
+
+    def _enter_entry(self, entry: "_Entry") -> None:
+        made, spec = entry.made, entry.spec
         name = made.name if made else spec.name or spec.type
         if name in self.by_name or name in self.broken:
-            self._report.error((*path, "name"), f'"{name}" is taken by an earlier plugin; names are unique')
+            self._report.error((*entry.path, "name"), f'"{name}" is taken by an earlier plugin; names are unique')
         else:
             self._enter(name, made)
         if made is None and spec.name is None:
             # References to what a misspelt type was meant to be are no errors of their own.
             self.broken.add(nearest(spec.type, self._registry.types) or name)
+
+    def look_up(self, name: str) -> Any:
+        """The plugin of that name, for another one: made now if it is not there yet.
+
+        Raises:
+            UnknownPlugin: there is none, or it waits for the one that asks.
+        """
+        entry = self._named.get(name)
+        if entry is not None and entry.state == "making":
+            raise UnknownPlugin(f'"{name}" asks for this plugin itself: they can\'t both be first', name)
+        if entry is not None and entry.state == "":
+            self._complete(entry)
+        found = entry.made if entry is not None else self.by_name.get(name)
+        if found is None and entry is None:
+            hint = suggestion(name, self._named)
+            raise UnknownPlugin(f'no plugin is called "{name}"; there are: {listed(self._named)}{hint}', name)
+        if found is None or found.plugin is None:
+            inert = found is not None and found.inert
+            raise UnknownPlugin(f'"{name}" has no effect yet' if inert else "", name)  # broken: the report says why
+        self.asked_for[found.name] = found
+        return found.plugin
 
     def inject(self, name: str, path: Path) -> Instance | None:
         """The instance of that name, or else a new one of the type of that name, with default parameters.
@@ -169,10 +235,14 @@ class Instances:
         name = spec.name or (found.name if is_file(spec.type) else spec.type)
         try:
             parameters = _parameters(found.cls, spec.parameters)
-            plugin = _construct(found.cls, parameters, replace(self._context(name), type=found.type))
+            plugin = _construct(found.cls, parameters, self._context_of(name, found.type))
         except ValidationError as error:
             for at, message in explain(error, found.cls.Parameters, below):
                 self._report.error(at, message)
+            return Instance(name, found.type, found.kinds, path=path)
+        except UnknownPlugin as error:
+            if str(error):
+                self._report.error((*below, *(_place_of(error.name, spec.parameters) or ())), str(error))
             return Instance(name, found.type, found.kinds, path=path)
         except Exception as error:  # noqa: BLE001 (somebody else's constructor may raise anything)
             reason = str(error) if isinstance(error, ConfigError | ValueError) else f"{type(error).__name__}: {error}"
@@ -181,6 +251,9 @@ class Instances:
         self._warn_of_deprecated(parameters, below)
         return Instance(name, found.type, found.kinds, plugin, parameters, spec.parameters, path)
 
+    def _context_of(self, name: str, type_name: str) -> Context:
+        return replace(self._context(name), type=type_name, lookup=self.look_up)
+
     def _warn_of_deprecated(self, parameters: BaseModel | None, below: Path) -> None:
         if parameters is None:
             return
@@ -188,6 +261,17 @@ class Instances:
             info = type(parameters).model_fields.get(name)
             if info and info.deprecated:
                 self._report.warning((*below, info.alias or name), f"is deprecated: {info.deprecation_message}")
+
+
+def _place_of(name: str, value: Any) -> Path | None:
+    """Where in the parameters the name stands; None if it doesn't."""
+    if value == name:
+        return ()
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, inner in items:
+        if (found := _place_of(name, inner)) is not None:
+            return step, *found
+    return None
 
 
 def _parameters(cls: type, raw: dict[str, Any]) -> BaseModel | None:

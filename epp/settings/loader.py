@@ -86,16 +86,16 @@ def _warn_of_deprecated(config: EndpointPickerConfig, report: Report) -> None:
 
 def _resolve(config: EndpointPickerConfig, instances: Instances, document: Document, report: Report) -> Resolved | None:
     gates = check_feature_gates(config, report)
-    for index, spec in enumerate(config.plugins):
-        instances.configure(spec, ("plugins", index))
+    instances.configure([(spec, ("plugins", index)) for index, spec in enumerate(config.plugins)])
     check_data_layer(config, instances, report)
     check_flow_control(config, gates, instances, report)
     profiles, members = resolve_profiles(config, instances, report)
     handler = resolve_handler(tuple(profiles), instances, report)
     parsers = _parsers(config, instances, report)
-    hooked = [instance for instance in instances.by_name.values() if instance.hooked or instance in members]
+    asked_for = instances.asked_for.values()
+    hooked = [i for i in instances.by_name.values() if i.hooked or i in members or i in asked_for]
     fetchers, producers = resolve_producers(instances, hooked, report)
-    _warn_of_unused(instances, {*members, *parsers}, report)
+    _warn_of_unused(instances, {*members, *parsers, *asked_for}, report)
     if handler is None or report.errors:
         return None
     router = Router(
