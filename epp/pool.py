@@ -179,12 +179,16 @@ class Pool:
 
     def unwatch(self, observer: PoolObserver) -> None:
         """The reverse of `watch`; unknown observers are a no-op."""
-        self._observers = [known for known in self._observers if known() is not None and known() is not observer]
+        for known in tuple(self._observers):
+            if known() is observer:
+                self._observers.remove(known)
 
     def _void(self, slot: int) -> None:
-        self._observers = [known for known in self._observers if known() is not None]
-        for known in self._observers:
-            if (observer := known()) is not None:
+        for known in tuple(self._observers):
+            observer = known()
+            if observer is None:
+                self._observers.remove(known)
+            else:
                 observer.forget(slot)
 
     def listen(self, listener: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-BASE = frozenset({"errors", "keys", "options", "pool", "prefix", "quantities", "request", "states"})
+BASE = frozenset({"errors", "files", "keys", "options", "pool", "prefix", "quantities", "request", "states"})
 SDK = BASE | {"plugin"}
 SIBLINGS = frozenset({"data", "extproc", "flow", "observe", "schedule", "settings"})
 PATH = frozenset({"exchange", "hooks", "pipeline", "reading"})
@@ -21,6 +21,7 @@ BESIDE = frozenset({"demo", "engine", "envoy", "replay", "sidecar", "testing"})
 
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "errors": frozenset(),
+    "files": frozenset(),
     "keys": frozenset(),
     "quantities": frozenset(),
     "request": frozenset(),
@@ -45,6 +46,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 
 THIRD_PARTIES: dict[str, frozenset[str]] = {
     "errors": frozenset({"msgspec"}),
+    "files": frozenset(),
     "keys": frozenset(),
     "quantities": frozenset(),
     "options": frozenset(),

@@ -9,18 +9,17 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from epp.data.declared import Declared, check_unique, parse_file
 from epp.errors import ConfigError
+from epp.files import Signature, at_rest, signature
 from epp.pool import Endpoint, Pool
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 OnPool = Callable[[Sequence[str], Sequence[str]], None]
-Signature = tuple[int, int, int, int]
-
-_SETTLE_ROUNDS = 20  # then a file that never comes to rest is read as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ class Discovery:
             ConfigError: there is nothing usable in the file, or it contradicts the static list.
         """
         if self._file is not None:
-            self._signature = await asyncio.to_thread(_signature, self._file)
+            self._signature = await asyncio.to_thread(signature, self._file)
             self._declared = await asyncio.to_thread(self._read, self._file)
         await self._update()
         self._pool.synced = True
@@ -132,15 +131,9 @@ class Discovery:
             await self._guarded(str(file), self._look_at(file))
 
     async def _look_at(self, file: Path) -> None:
-        signature = await asyncio.to_thread(_signature, file)
-        if signature == self._signature:
+        if await asyncio.to_thread(signature, file) == self._signature:
             return
-        for _ in range(_SETTLE_ROUNDS):
-            await asyncio.sleep(self._options.settle)
-            before, signature = signature, await asyncio.to_thread(_signature, file)
-            if signature == before:
-                break
-        self._signature = signature
+        self._signature = await at_rest(partial(asyncio.to_thread, signature, file), self._options.settle)
         self._declared = await asyncio.to_thread(self._read, file)
         self._told.pop(str(file), None)
         await self._update()
@@ -263,12 +256,3 @@ def _expand(entry: Declared, addresses: Sequence[str]) -> Iterable[Endpoint]:
 
 def _place(endpoint: Endpoint) -> tuple[str, int | None]:
     return endpoint.hostport, endpoint.metrics_port
-
-
-def _signature(file: Path) -> Signature | None:
-    """What changes when the file does, a replaced symbolic link included; None if it can't be looked at."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

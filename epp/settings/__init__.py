@@ -1,7 +1,7 @@
 """Configuration: an `EndpointPickerConfig` text to a `Router`, strictly, with every error at once."""
 
 from epp.settings import defaults
-from epp.settings.loader import Resolved, load, resolve
+from epp.settings.loader import Resolved, build, load, prepare, resolve
 from epp.settings.problems import InvalidConfig, Problem
 from epp.settings.registry import PluginClass, Registry, kinds
 
@@ -11,8 +11,10 @@ __all__ = [
     "Problem",
     "Registry",
     "Resolved",
+    "build",
     "defaults",
     "kinds",
     "load",
+    "prepare",
     "resolve",
 ]

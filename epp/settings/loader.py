@@ -5,10 +5,12 @@ Where it leaves the order to chance, file order decides.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
+from epp.errors import ConfigError
 from epp.plugin import Context, Router
 from epp.settings.decode import decode_config
 from epp.settings.dependencies import resolve_producers
@@ -57,8 +59,32 @@ def load(text: str, origin: str | FilePath, registry: Registry, context: Callabl
 
 def resolve(text: str, origin: str | FilePath, registry: Registry, context: Callable[[str], Context]) -> Resolved:
     """The same as `load`, for those who want to see what was filled in."""
+    return build(prepare(text, origin, registry), origin, registry, context)
+
+
+def prepare(text: str, origin: str | FilePath, registry: Registry) -> Document:
+    """The first half of `resolve`, which takes longer and may run in any thread: reads, and imports what is named.
+
+    Raises:
+        InvalidConfig: the text is no YAML mapping. What else is wrong, `build` tells.
+    """
     document = read(text, str(origin))
-    folder = origin.parent if isinstance(origin, FilePath) else None
+    entries = document.value.get("plugins")
+    for entry in entries if isinstance(entries, list) else ():
+        with suppress(ConfigError, KeyError, TypeError):
+            registry.find(entry["type"], _folder(origin))
+    return document
+
+
+def build(
+    document: Document, origin: str | FilePath, registry: Registry, context: Callable[[str], Context]
+) -> Resolved:
+    """The second half of `resolve`: builds the plugins.
+
+    Raises:
+        InvalidConfig: with every error that could be found.
+    """
+    folder = _folder(origin)
     report = Report(errors=list(document.twice))
     config = decode_config(document.value, report)
     resolved = None
@@ -68,6 +94,10 @@ def resolve(text: str, origin: str | FilePath, registry: Registry, context: Call
     if report.errors or resolved is None:
         raise InvalidConfig(document.origin, [_problem(document, *error) for error in report.errors])
     return resolved
+
+
+def _folder(origin: str | FilePath) -> FilePath | None:
+    return origin.parent if isinstance(origin, FilePath) else None
 
 
 def _problem(document: Document, path: Path, message: str) -> Problem:

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from epp.errors import ConfigError
+from epp.files import Signature, signature
 
 GROUP = "epp.plugins"
 
@@ -99,12 +100,12 @@ class Registry:
     """Types and how to get their classes; `Registry.installed()` for what is installed.
 
     Attributes:
-        files: the Python files that were asked for, those that could not be used included.
+        files: the Python files that were asked for, those that could not be used included, as they were then.
     """
 
     def __init__(self, loaders: Mapping[str, Callable[[], Any]]) -> None:
         self._loaders = dict(loaders)
-        self.files: set[Path] = set()
+        self.files: dict[Path, Signature | None] = {}
 
     def __repr__(self) -> str:
         return f"<Registry: {len(self._loaders)} types>"
@@ -138,7 +139,7 @@ class Registry:
         """
         if is_file(type_name):
             path, name = _file_of(type_name, folder)
-            self.files.add(path)
+            self.files.setdefault(path, signature(path))
             cls = _class_in_file(path, name)
             return PluginClass(type_name, kebab(cls.__name__), cls)
         loader = self._loaders[type_name]
