@@ -253,8 +253,16 @@ class Exchange:
             elif outcome.streaming and self._series is not None:
                 self._series.itl.observe(now - self._last)
             self._last = now
-        if self._reader is not None and not self._parse(_fed, self._reader, event):
-            self._reader = None  # it has failed
+        if self._reader is not None:
+            self._feed(self._reader, event)
+
+    def _feed(self, reader: ResponseReader, event: ResponseBody) -> None:
+        try:  # not through the guard: pieces are too many to time each
+            reader.feed(event.data, end=event.end)
+        except Exception as error:  # noqa: BLE001 (a plugin may raise anything; it is counted and left out)
+            self._reader = None
+            if self._parser is not None:
+                self._pipeline.observe.guard.fault("ResponseParsing", self._parser, "raised", repr(error))
 
     def _new_reader(self) -> ResponseReader | None:
         if self._encoded or self.request is None:
@@ -322,11 +330,6 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _UNSENDABLE = frozenset("\r\n\0")
 
 _CODES: Mapping[Ending, str] = {"ended": "OK", "refused": "OK", "cancelled": "Canceled", "failed": "Internal"}
-
-
-def _fed(reader: ResponseReader, event: ResponseBody) -> bool:
-    reader.feed(event.data, end=event.end)
-    return True
 
 
 def _usage(reader: ResponseReader) -> Usage:

@@ -384,7 +384,7 @@ class Candidates:
         "_pool",
         "_positions",
         "_root",
-        "ages",
+        "_updated",
         "all_fresh",
         "fresh",
         "now",
@@ -397,7 +397,7 @@ class Candidates:
         self.now = now
         self.fresh: Mask = pool.fresh_until[slots] >= now
         self.all_fresh = all_true(self.fresh)
-        self.ages: Floats = now - pool.updated[slots]
+        self._updated: Floats = pool.updated[slots]
         self.peer: Pick | None = None
         self._pool = pool
         self._endpoints = pool.endpoints
@@ -427,6 +427,11 @@ class Candidates:
         if key.source == "metrics" and not self.all_fresh:
             column[~self.fresh] = np.nan
         return column
+
+    @property
+    def ages(self) -> Floats:
+        """Seconds since each endpoint's last successful scrape, shape (n,); NaN for never."""
+        return self.now - self._updated
 
     @property
     def read(self) -> Mapping[Key, Floats]:
@@ -483,7 +488,7 @@ class Candidates:
         positions = np.flatnonzero(mask)
         child = Candidates.__new__(Candidates)
         child.slots, child.now, child.peer = self.slots[positions], self.now, peer or self.peer
-        child.fresh, child.ages = self.fresh[positions], self.ages[positions]
+        child.fresh, child._updated = self.fresh[positions], self._updated[positions]
         child.all_fresh = self.all_fresh or all_true(child.fresh)
         child._pool, child._endpoints, child._columns = self._pool, self._endpoints, {}
         child._root = self if self._root is None else self._root
