@@ -44,6 +44,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
+from epp import formats
 from epp.errors import BadRequest, UnknownPlugin
 from epp.keys import (
     ACTIVE_LORAS,
@@ -123,6 +124,7 @@ __all__ = [
     "Screener",
     "UnknownPlugin",
     "Usage",
+    "formats",
     "higher_is_better",
     "lower_is_better",
     "matchable_tokens",
@@ -384,7 +386,11 @@ class Parser(Protocol):
     """Reads requests of one API, by the path's suffix.
 
     `paths` lists the suffixes that it claims, whole segments such as "chat/completions"; a parser with none is the
-    fallback for every other path.
+    fallback for every other path. `formats` has what parsers share.
+
+    A parser whose requests are JSON objects with the model's name in `model` may have a class attribute `model_paths`,
+    the places of that name in an answer or an event, such as `(("model",), ("response", "model"))`: then the name can
+    be rewritten.
     """
 
     paths: tuple[str, ...]

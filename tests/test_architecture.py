@@ -13,10 +13,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-BASE = frozenset({"errors", "files", "keys", "options", "pool", "prefix", "quantities", "request", "states"})
+BASE = frozenset({"errors", "formats", "files", "keys", "options", "pool", "prefix", "quantities", "request", "states"})
 SDK = BASE | {"plugin"}
 SIBLINGS = frozenset({"data", "extproc", "flow", "observe", "schedule", "settings"})
-PATH = frozenset({"exchange", "hooks", "pipeline", "reading"})
+PATH = frozenset({"configuration", "exchange", "hooks", "pipeline", "reading"})
 BESIDE = frozenset({"demo", "engine", "envoy", "replay", "sidecar", "testing"})
 
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "request": frozenset(),
     "states": frozenset(),
     "prefix": frozenset({"keys"}),
+    "formats": frozenset({"errors", "request"}),
     "options": frozenset({"errors", "quantities"}),
     "pool": frozenset({"errors", "keys"}),
     "plugin": BASE,
@@ -54,6 +55,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "states": frozenset(),
     "pool": frozenset({"numpy"}),
     "prefix": frozenset({"numpy", "xxhash"}),
+    "formats": frozenset({"msgspec", "xxhash"}),
     "plugin": frozenset({"numpy", "pydantic"}),
     "__main__": frozenset(),
 }

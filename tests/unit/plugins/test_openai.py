@@ -8,10 +8,11 @@ from random import Random
 from typing import Any
 
 import pytest
-from epp_plugins.openai import MAX_TOKENS, MEDIA_BYTES, OpenAIParser
+from epp_plugins.openai import OpenAIParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from epp.formats.text import MAX_TOKENS, MEDIA_BYTES
 from epp.plugin import BadRequest, Body, Parser
 
 CHAT = "/v1/chat/completions"

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from epp_plugins.openai import RESPONSE_BYTES, EventUsage, JsonUsage, OpenAIParser
+from epp_plugins.openai import OpenAIParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from epp.formats.answers import RESPONSE_BYTES, EventUsage, JsonUsage
+from epp.formats.openai import USAGE
 from epp.plugin import Usage
 
 CAPTURE = Path(__file__).parents[4] / "shared" / "data" / "vllm-0.32-stream.txt"
@@ -105,7 +107,7 @@ def test_no_usage_at_the_end_of_a_long_answer(end: bytes) -> None:
 
 def test_what_waits_is_bounded() -> None:
     """Neither a long answer nor a line without end is kept whole."""
-    for reader in (JsonUsage(), EventUsage()):
+    for reader in (JsonUsage(USAGE), EventUsage(USAGE)):
         for _ in range(100):
             reader.feed(b"x" * 65_536, end=False)
         gathered = reader._gathered if isinstance(reader, JsonUsage) else reader._line
