@@ -11,8 +11,8 @@ from typing import Any
 
 from epp_plugins.openai import OpenAIParser
 
+from epp.formats import openai
 from epp.formats.answers import EventUsage
-from epp.formats.openai import USAGE
 
 TEXT = 'Once upon a time there was a "server" with a queue.\nIt was long. '
 TOOLS = [
@@ -95,7 +95,7 @@ def measure_chunks(seconds: float) -> dict[str, dict[str, float]]:
         "chunk with usage null": CHUNK % f'{DELTA},"usage":null',
         "chunk with usage": CHUNK % f"{DELTA},{USAGE}",
     }
-    reader, figures = EventUsage(USAGE), {}
+    reader, figures = EventUsage(openai.USAGE), {}
     for name, chunk in chunks.items():
         data = chunk.encode()
         figures[name] = {
