@@ -156,12 +156,16 @@ class Exchange:
         return decision
 
     def charge(self, decision: Decision, request: Request) -> None:
-        """Charges every pick to its first endpoint; its tokens are those that the endpoint is not known to hold."""
+        """Charges every pick to its first endpoint: the tokens that it isn't known to hold, perhaps the answer's."""
         tokens, c, hooks = request.prompt_tokens, decision.candidates, self.hooks
         for pick in decision.picks.values():
             index = int((c.slots == pick.slots[0]).argmax())
             matched = _at(c, hooks.matched, index)
-            uncached = max(tokens - (matched or 0.0), 0.0)
+            uncached = _at(c, hooks.uncached, index)
+            uncached = max(tokens - (matched or 0.0), 0.0) if uncached is None else uncached
+            if hooks.answer_tokens is not None and pick.profile == decision.handler_result:
+                plugged, ask = hooks.answer_tokens
+                uncached += self._pipeline.observe.guard.call("PreRequest", plugged, ask, request) or 0.0
             leg = self._pipeline.pool.charge(pick.slots[0], 1.0, uncached)
             if pick.profile != decision.handler_result:
                 self._side_legs.append(leg)
@@ -283,8 +287,8 @@ class Exchange:
         record = self.record
         record.outcome.first_byte = now - record.started
         pool = self._pipeline.pool
-        if self._leg is not None:
-            pool.release(self._leg, tokens_only=True)  # the prompt has been computed
+        if self._leg is not None and self.hooks.answer_tokens is None:
+            pool.release(self._leg, tokens_only=True)  # the prompt has been computed, and nothing else is charged
         for leg in self._side_legs:
             pool.release(leg)  # a prefill, or an encoding, has ended
         if self._series is not None:

@@ -18,6 +18,8 @@ class Hooks:
         matched: the column of prompt tokens that an endpoint is believed to hold.
         matchable: the column of prompt tokens that could match.
         indexer: name and type of the plugin that writes them.
+        uncached: the column of prompt tokens that an endpoint would have to compute, if somebody writes one.
+        answer_tokens: tells with how many tokens an answer is charged; None if answers aren't charged.
     """
 
     router: Router
@@ -30,6 +32,8 @@ class Hooks:
     matched: Key | None
     matchable: Key | None
     indexer: tuple[str, str] | None
+    uncached: Key | None
+    answer_tokens: Hook | None
 
     @classmethod
     def of(cls, router: Router) -> "Hooks":
@@ -48,12 +52,19 @@ class Hooks:
             matched=matched,
             matchable=named.get("matchable_tokens"),
             indexer=by_name.get(matched.producer) if matched is not None else None,
+            uncached=named.get("uncached_tokens"),
+            answer_tokens=_charging(router),
         )
 
 
 def _methods(router: Router, name: str) -> tuple[Hook, ...]:
     found = [(plugged, getattr(plugged.plugin, name, None)) for plugged in router.observers]
     return tuple((plugged, method) for plugged, method in found if method is not None)
+
+
+def _charging(router: Router) -> Hook | None:
+    found = [plugged for plugged in router.producers if getattr(plugged.plugin, "charges_answers", False)]
+    return (found[0], found[0].plugin.answer_tokens) if found else None
 
 
 def _written(producers: Iterable[Plugged]) -> Iterable[Key]:

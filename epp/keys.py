@@ -7,7 +7,7 @@ computes for one request. `request_key` and `pool_key` give equal names the same
 from dataclasses import dataclass
 from functools import cache
 from math import isnan
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Scope = Literal["pool", "request"]
 Source = Literal["metrics", "info"]
@@ -86,3 +86,58 @@ def matched_tokens(producer: str = APPROX_PREFIX_PRODUCER) -> Key:
 def matchable_tokens(producer: str = APPROX_PREFIX_PRODUCER) -> Key:
     """Prompt tokens that could match, the same for every endpoint with equal block size, by that producer."""
     return request_key("matchable_tokens", producer, unit="tokens")
+
+
+INFLIGHT_LOAD_PRODUCER = "inflight-load-producer"
+LATENCY_PRODUCER = "predicted-latency-producer"
+
+
+def uncached_tokens(producer: str = INFLIGHT_LOAD_PRODUCER) -> Key:
+    """Prompt tokens that the endpoint would have to compute, since it is not known to hold them, by that producer."""
+    return request_key("uncached_tokens", producer, unit="tokens")
+
+
+class Latency(NamedTuple):
+    """The columns of a latency prediction, all NaN where there is none.
+
+    `dispatched` counts the endpoint's own requests in flight, `*_headroom` is what the request asks for less what is
+    predicted: negative where the endpoint would miss it.
+    """
+
+    ttft: Key
+    tpot: Key
+    ttft_headroom: Key
+    tpot_headroom: Key
+    dispatched: Key
+
+
+@cache
+def latency(producer: str = LATENCY_PRODUCER) -> Latency:
+    """The columns that a producer of latency predictions writes: milliseconds, and requests."""
+    names = ("ttft", "tpot", "ttft_headroom", "tpot_headroom")
+    ttft, tpot, ttft_headroom, tpot_headroom = (request_key(name, producer, unit="ms") for name in names)
+    return Latency(ttft, tpot, ttft_headroom, tpot_headroom, request_key("dispatched", producer, unit="requests"))
+
+
+CORE_METRICS_EXTRACTOR = "core-metrics-extractor"
+GPU_UTILIZATION = pool_key("GPUUtilization", missing=_NAN, source="metrics", unit="fraction", producer="dcgm-extractor")
+
+_NAMED = {
+    "WaitingQueueSize": WAITING,
+    "RunningRequestsSize": RUNNING,
+    "KVCacheUsagePercent": KV_USAGE,
+    "GPUUtilization": GPU_UTILIZATION,
+}
+
+
+def attribute(name: str, producer: str = CORE_METRICS_EXTRACTOR) -> Key:
+    """The column of a number that llm-d calls an attribute of an endpoint, such as `WaitingQueueSize`.
+
+    Args:
+        name: one of llm-d's names, or one that an extractor gives to a metric of its own.
+        producer: the name of the extractor; "" for any, which means the one that llm-d's name belongs to.
+    """
+    known = _NAMED.get(name)
+    if known is not None and producer in {"", known.producer or CORE_METRICS_EXTRACTOR}:
+        return known
+    return pool_key(name, missing=_NAN, source="metrics", producer=producer or CORE_METRICS_EXTRACTOR)

@@ -36,39 +36,27 @@ NO_EFFECT_YET: Mapping[str, str] = {
     "sheddable-eviction-filter": "eviction policy",
     "priority-then-time-eviction-order-policy": "eviction policy",
     "token-producer": "producer",
-    "inflight-load-producer": "producer",
 }
 """Types of the data layer and of flow control by kind: a file that names them loads, with a warning.
 
-The same goes for the two producers whose work the mechanism does on its own: it estimates a prompt's tokens from its
-bytes, and counts the requests and tokens in flight at each endpoint.
+The same goes for `token-producer`: the mechanism estimates a prompt's tokens from its bytes.
 """
 
-_ATTRIBUTES = "attributes of endpoints beyond labels and the core metrics"
 _DISAGGREGATION = "disaggregated prefill, decode and encode"
 _LATENCY = "latency prediction"
 _MULTICLUSTER = "pools of several clusters"
 _MULTIMODAL = "multimodal inputs"
 _PRECISE = "a prefix index fed by KV events"
 _REQUEST_CONTROL = "admitters, screeners and reporters"
-_TOKENS = "scoring by tokens"
 _TOPOLOGY = "topology"
 
 NOT_BUILT_YET: Mapping[str, str] = {
-    "encode-filter": _DISAGGREGATION,
     "multicluster-session-affinity-filter": _MULTICLUSTER,
-    "endpoint-attribute-filter": _ATTRIBUTES,
     "topology-affinity-filter": _TOPOLOGY,
-    "utilization-filter": "filtering by load",
     "prefix-cache-affinity-filter": "filtering by prefix cache",
     "slo-headroom-tier-filter": _LATENCY,
-    "context-length-aware": "routing by context length",
     "header-based-testing-filter": "the filter for conformance tests",
-    "token-load-scorer": _TOKENS,
     "precise-prefix-cache-scorer": _PRECISE,
-    "no-hit-lru-scorer": "spreading of requests without a prefix hit",
-    "header-label-affinity-scorer": "affinity between headers and labels",
-    "endpoint-attribute-scorer": _ATTRIBUTES,
     "topology-affinity-scorer": _TOPOLOGY,
     "mm-embeddings-cache-scorer": _MULTIMODAL,
     "latency-scorer": _LATENCY,

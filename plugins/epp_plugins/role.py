@@ -1,16 +1,18 @@
-"""decode-filter, prefill-filter: keep the endpoints of one role.
+"""decode-filter, prefill-filter, encode-filter: keep the endpoints of one role.
 
 What it does
     An endpoint's role is its label `llm-d.ai/role`. Each filter keeps the roles that can do its part:
 
-    | Role | `decode-filter` | `prefill-filter` |
-    |---|---|---|
-    | `decode` | keeps | |
-    | `prefill`, `encode-prefill` | | keeps |
-    | `prefill-decode`, `encode-prefill-decode` | keeps | keeps |
-    | `both`, the old name of `prefill-decode` | keeps | keeps |
-    | `encode`, any other | | |
-    | no label | keeps | |
+    | Role | `decode-filter` | `prefill-filter` | `encode-filter` |
+    |---|---|---|---|
+    | `decode` | keeps | | |
+    | `prefill` | | keeps | |
+    | `encode` | | | keeps |
+    | `encode-prefill` | | keeps | keeps |
+    | `prefill-decode`, and `both`, its old name | keeps | keeps | |
+    | `encode-prefill-decode` | keeps | keeps | keeps |
+    | any other | | | |
+    | no label | keeps | | |
 
 Reads
     The label `llm-d.ai/role`.
@@ -56,6 +58,7 @@ def _having(roles: frozenset[str | None]) -> Callable[[Pool], Mask]:
 
 _DECODES = _having(_EITHER | {"decode", None})
 _PREFILLS = _having(_EITHER | {"prefill", "encode-prefill"})
+_ENCODES = _having(frozenset({"encode", "encode-prefill", "encode-prefill-decode"}))
 
 
 class DecodeFilter:
@@ -72,3 +75,11 @@ class PrefillFilter:
     def keep(self, request: Request, c: Candidates) -> Mask:
         """Who can prefill, shape (n,)."""
         return c.derived(_PREFILLS)
+
+
+class EncodeFilter:
+    """Keeps the endpoints that can encode pictures and other media for others."""
+
+    def keep(self, request: Request, c: Candidates) -> Mask:
+        """Who can encode, shape (n,)."""
+        return c.derived(_ENCODES)

@@ -66,8 +66,8 @@ own_counts = st.integers(0, 300).map(float)
 shares = st.one_of(st.just(float("nan")), st.floats(0.0, 1.0))
 models = st.lists(st.sampled_from(["model", "other", "third"]), unique=True)
 labels = st.dictionaries(
-    st.sampled_from(["llm-d.ai/role", "llm-d.ai/engine-type", "zone"]),
-    st.sampled_from(["decode", "prefill", "both", "vllm", "a", ""]),
+    st.sampled_from(["llm-d.ai/role", "llm-d.ai/engine-type", "llm-d.ai/context-length-range", "zone"]),
+    st.sampled_from(["decode", "prefill", "both", "vllm", "a", "0-50", ""]),
 )
 columns = {
     "waiting": counts,
@@ -245,7 +245,7 @@ def test_picks(type_name, count, sent, c, data):
 def test_producers(type_name, sent, c):
     """A producer writes the keys that it says, one value for each candidate."""
     instance = plugin(type_name)
-    columns = instance.produce(sent, c)
+    columns = instance.produce(sent, produced(type_name, sent, c))
     assert set(columns) == set(instance.writes)
     assert all(np.shape(values) == (len(c),) for values in columns.values())
     assert all(key.producer == type_name for key in instance.writes)

@@ -2,7 +2,7 @@
 
 import pytest
 from epp_plugins.label_selector import ByLabel, LabelSelectorFilter
-from epp_plugins.role import DecodeFilter, PrefillFilter
+from epp_plugins.role import DecodeFilter, EncodeFilter, PrefillFilter
 from pydantic import ValidationError
 
 from epp.plugin import Candidates, Endpoint
@@ -125,6 +125,7 @@ ROLES = ["decode", "prefill", "encode", "encode-prefill", "prefill-decode", "enc
             ["prefill", "encode-prefill", "prefill-decode", "encode-prefill-decode", "both"],
             id="prefill",
         ),
+        pytest.param(EncodeFilter(), ["encode", "encode-prefill", "encode-prefill-decode"], id="encode"),
     ],
 )
 def test_roles(plugin, expected):

@@ -1,0 +1,68 @@
+"""A whole configuration, asked where it sends requests: everything of the real path but gRPC."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from epp.errors import RequestError
+from epp.exchange import Exchange, Observability
+from epp.extproc.events import Arrival
+from epp.hooks import Hooks
+from epp.observe.decisions import Decisions
+from epp.observe.guard import TimingGuard
+from epp.observe.logs import RequestLog
+from epp.observe.metrics import Metrics
+from epp.pipeline import Pipeline
+from epp.plugin import Context, Pool, Router
+from epp.settings import Registry, load
+from epp.testing import FakeClock
+
+REGISTRY = Registry.installed()
+
+
+def router_of(plugins: Sequence[Mapping[str, Any]], pool: Pool, seed: int = 0) -> Router:
+    """The configuration with these plugins; `weight` of an entry is its weight in the only profile, where it fits."""
+    entries = [{key: value for key, value in plugin.items() if key != "weight"} for plugin in plugins]
+    roles = {"filter", "scorer", "picker"}
+    members = [
+        {"pluginRef": p.get("name", p["type"])} | ({"weight": p["weight"]} if "weight" in p else {})
+        for p in plugins
+        if roles & set(REGISTRY.find(p["type"]).kinds)
+    ]
+    config = {
+        "apiVersion": "llm-d.ai/v1alpha1",
+        "kind": "EndpointPickerConfig",
+        "plugins": entries,
+        "schedulingProfiles": [{"name": "default", "plugins": members}],
+    }
+    clock, source = FakeClock(), random.Random(seed)
+    return load(yaml.safe_dump(config), "test", REGISTRY, lambda name: Context(name, clock, source, pool))
+
+
+def pipeline_of(plugins: Sequence[Mapping[str, Any]], pool: Pool, seed: int = 0) -> Pipeline:
+    """The path with that configuration over the pool."""
+    metrics = Metrics(pool, "test")
+    durations, faults = (metrics.families[f"llm_d_epp_plugin_{name}"] for name in ("duration_seconds", "faults_total"))
+    observe = Observability(metrics, Decisions(), RequestLog(None, lambda *_: None), TimingGuard(durations, faults))
+    clock = FakeClock()
+    return Pipeline(pool, Hooks.of(router_of(plugins, pool, seed)), observe, clock, clock)
+
+
+async def routed(pipeline: Pipeline, prompt: str = "", **headers: str) -> tuple[str, Exchange]:
+    """Where a request goes, by its endpoint's name, or the status that the client gets; and its open exchange.
+
+    Headers are written with underscores for hyphens.
+    """
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    body = json.dumps({"model": "model", "prompt": prompt}).encode()
+    exchange = pipeline.open()
+    try:
+        answer = await exchange.route(Arrival({":path": "/v1/completions"} | named, body, None))
+    except RequestError as error:
+        return str(error.status), exchange
+    slot = pipeline.pool.slot_at(answer.destination.partition(",")[0])
+    endpoint = pipeline.pool.endpoints[slot] if slot is not None else None
+    return endpoint.name if endpoint is not None else answer.destination, exchange
