@@ -4,8 +4,8 @@
 
 Each row sends distinct prompts through `Pipeline.route`, each one for the first time and then once again, with four
 scorers, the guard, the metrics and the kept explanation of the real process; there is no gRPC. The prefix index is full
-(1.4 million blocks in all), so that every pick evicts, and the garbage collector is on. A token is four bytes of text
-with a line break every 80, which JSON escapes.
+(1.4 million blocks in all), so that every pick evicts, and the garbage collector is on. A token is four bytes of text;
+a paragraph, whose end JSON escapes, has 400.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def fill(index: PrefixIndex, pool: Pool, blocks: int, rng: np.random.Generator) 
 def body_of(tokens: int, source: random.Random) -> bytes:
     """The body of a chat request with a prompt never seen before."""
     text = source.randbytes(tokens * 2).hex()
-    lines = "\n".join([text[start : start + 79] for start in range(0, len(text), 79)])
+    lines = "\n".join([text[start : start + 399] for start in range(0, len(text), 399)])
     return json.dumps({"model": "llama-8b", "messages": [{"role": "user", "content": lines}], "stream": True}).encode()
 
 
