@@ -505,6 +505,31 @@ def test_what_is_forgotten_goes_before_what_is_old():
     assert index.blocks(0) == 200 * 8
 
 
+def test_one_long_prompt_takes_all_that_is_forgotten_if_need_be():
+    """More than the slice of an insert; then the order of age holds among those that stay."""
+    index = PrefixIndex(memory_bytes=150_000)
+    for i in range(300):
+        index.insert(i % 3, HASHER.chain(i, b"abcdefgh", 1))
+    index.forget(1)
+    index.insert(0, HASHER.chain(0, bytes(5_000), 1))
+    assert index.memory_bytes <= 150_000
+    assert [index.blocks(slot) for slot in (0, 1, 2)] == [5_800, 0, 800]
+    for i in range(300, 400):
+        index.insert(0, HASHER.chain(i, b"abcdefgh", 1))
+    kept = [i for i in range(300) if index.match(HASHER.chain(i, b"abcdefgh", 1), np.array([i % 3]))[0]]
+    assert kept == [i for i in range(300 - len(kept) * 3 // 2, 300) if i % 3 != 1]
+    assert 0 < len(kept) < 200
+
+
+def test_a_slot_that_comes_and_goes_leaves_no_trace(index):
+    """Its number is used again."""
+    for _ in range(50):
+        index.insert(7, chain_of("abc"))
+        index.forget(7)
+        index.settle()
+    assert (len(index._holders), len(index._by_age), index.memory_bytes) == (2, 0, 0)
+
+
 def test_a_budget_for_nothing_holds_nothing():
     """No budget, no index, no error."""
     index = PrefixIndex(memory_bytes=0)
