@@ -20,6 +20,7 @@ class Body(msgspec.Struct, frozen=True, eq=False, gc=False):
         cache_salt: separates the cache of one tenant from another's; "" for none.
         stream: whether the client asks for a streamed answer.
         max_tokens: the most tokens to generate; None if the client doesn't say.
+        media: a digest of each picture, sound and video, in their order.
     """
 
     model: str = ""
@@ -27,6 +28,7 @@ class Body(msgspec.Struct, frozen=True, eq=False, gc=False):
     cache_salt: str = ""
     stream: bool = False
     max_tokens: int | None = None
+    media: tuple[bytes, ...] = ()
 
 
 class Request(msgspec.Struct, frozen=True, eq=False, gc=False):

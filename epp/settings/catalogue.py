@@ -42,8 +42,6 @@ NO_EFFECT_YET: Mapping[str, str] = {
 The same goes for `token-producer`: the mechanism estimates a prompt's tokens from its bytes.
 """
 
-_DISAGGREGATION = "disaggregated prefill, decode and encode"
-_LATENCY = "latency prediction"
 _MULTICLUSTER = "pools of several clusters"
 _MULTIMODAL = "multimodal inputs"
 _PRECISE = "a prefix index fed by KV events"
@@ -53,42 +51,19 @@ _TOPOLOGY = "topology"
 NOT_BUILT_YET: Mapping[str, str] = {
     "multicluster-session-affinity-filter": _MULTICLUSTER,
     "topology-affinity-filter": _TOPOLOGY,
-    "prefix-cache-affinity-filter": "filtering by prefix cache",
-    "slo-headroom-tier-filter": _LATENCY,
     "header-based-testing-filter": "the filter for conformance tests",
     "precise-prefix-cache-scorer": _PRECISE,
     "topology-affinity-scorer": _TOPOLOGY,
     "mm-embeddings-cache-scorer": _MULTIMODAL,
-    "latency-scorer": _LATENCY,
     "multicluster-queue-scorer": _MULTICLUSTER,
     "multicluster-kv-cache-utilization-scorer": _MULTICLUSTER,
     "multicluster-prefix-cache-scorer": _MULTICLUSTER,
-    "header-profile-handler": "choosing the profile by header",
-    "data-parallel-profile-handler": "data parallelism by header",
-    "disagg-profile-handler": _DISAGGREGATION,
-    "pd-profile-handler": _DISAGGREGATION,
-    "disagg-headers-handler": _DISAGGREGATION,
-    "prefill-header-handler": _DISAGGREGATION,
-    "always-disagg-pd-decider": _DISAGGREGATION,
-    "prefix-based-pd-decider": _DISAGGREGATION,
-    "always-disagg-multimodal-decider": _DISAGGREGATION,
     "multicluster-approx-prefix-cache-producer": _MULTICLUSTER,
     "precise-prefix-cache-producer": _PRECISE,
     "burst-prefix-cache-producer": "joint placement of bursts",
-    "p2p-source-producer": "transfer of KV blocks between engines",
-    "predicted-latency-producer": _LATENCY,
     "mm-embeddings-cache-producer": _MULTIMODAL,
-    "session-id-producer": "session ids as attributes",
-    "latency-slo-admitter": _REQUEST_CONTROL,
-    "probabilistic-admitter": _REQUEST_CONTROL,
     "disaggregatedset-rollout-screener": _REQUEST_CONTROL,
-    "agent-identity": _REQUEST_CONTROL,
     "request-attribute-reporter": _REQUEST_CONTROL,
     "destination-endpoint-served-verifier": _REQUEST_CONTROL,
-    "anthropic-parser": "Anthropic's API",
-    "vllmhttp-parser": "vLLM's own HTTP API",
-    "sglanghttp-parser": "SGLang's own HTTP API",
-    "vllmgrpc-parser": "vLLM's gRPC API",
-    "vertexai-parser": "Vertex AI's API",
 }
 """Types that decide where requests go, by the feature they belong to: a file that names them does not load."""

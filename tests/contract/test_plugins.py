@@ -44,7 +44,9 @@ def example(type_name: str) -> str:
 
 @cache
 def loaded(type_name: str) -> Resolved:
-    """The plugin alone, with the parameters of its manual's example, and the producers that it needs."""
+    """The plugin with the parameters of its manual's example, and the producers that it needs; a handler's example."""
+    if "profile handler" in REGISTRY.find(type_name).kinds:  # which needs its profiles
+        return resolve(HEAD + example(type_name), "contract", REGISTRY, context)
     entries = yaml.safe_load(example(type_name))["plugins"]
     parameters = next((entry.get("parameters", {}) for entry in entries if entry["type"] == type_name), {})
     return resolve(yaml.safe_dump(entry_alone(type_name, parameters)), "contract", REGISTRY, context)
