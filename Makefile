@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo test check format bench lock clean
+.PHONY: demo test check format bench lock protos clean
 
 .venv/.ready: pyproject.toml requirements-dev.lock
 	$(PYTHON) -m venv --clear .venv
@@ -32,6 +32,9 @@ bench: .venv/.ready      ## the figures of README.md; takes about a quarter of a
 lock: .venv/.ready       ## after a change of dependencies in pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --group dev --extra demo --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements-dev.lock
+
+protos: .venv/.ready     ## after a change of protos/*.proto
+	$(BIN)/python protos/compile
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

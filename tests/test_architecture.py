@@ -134,7 +134,7 @@ def within(module: Module, *, types: bool = True) -> set[str]:
 
 
 def third_parties(module: Module) -> set[str]:
-    own = {"epp", "epp_plugins", "__future__"}
+    own = {"epp", "epp_plugins", "epp_protos", "__future__"}
     return {name.split(".")[0] for name in module.imports()} - sys.stdlib_module_names - own
 
 

@@ -164,12 +164,6 @@ ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
             id="unknown parser",
         ),
         pytest.param(
-            "requestHandler: {parsers: [{pluginRef: anthropic-parser}]}",
-            'requestHandler.parsers[0].pluginRef: "anthropic-parser": llm-d has this type, this version doesn\'t have '
-            "it yet (it belongs to Anthropic's API)",
-            id="parser not built yet",
-        ),
-        pytest.param(
             "plugins: [{type: watcher}]\nrequestHandler: {parsers: [{pluginRef: watcher}]}",
             'requestHandler.parsers[0].pluginRef: "watcher" (plugins[0]) is no parser, it is: observer',
             id="no parser",

@@ -1,0 +1,1 @@
+"""Messages compiled from `protos/` by `make protos`; not to be edited."""
