@@ -17,6 +17,7 @@ import grpc
 import uvloop
 from aiohttp import web
 
+from epp.configuration import Configuration, Source
 from epp.data.client import ScrapeOptions
 from epp.data.declared import parse_static
 from epp.data.discovery import Discovery
@@ -31,7 +32,7 @@ from epp.extproc.server import ExternalProcessor
 from epp.extproc.tls import server_credentials
 from epp.hooks import Hooks
 from epp.observe.decisions import Decisions
-from epp.observe.guard import TimingGuard
+from epp.observe.guard import Budget, TimingGuard
 from epp.observe.http import application
 from epp.observe.logs import RequestLog, configure
 from epp.observe.metrics import Metrics
@@ -39,7 +40,8 @@ from epp.options import ServeOptions, listen_address
 from epp.pipeline import Options, Pipeline
 from epp.plugin import Context, Router, plugins_of
 from epp.pool import Endpoint, Pool
-from epp.settings import Registry, defaults, load
+from epp.reading import parser_for
+from epp.states import States
 
 log = logging.getLogger("epp")
 
@@ -78,6 +80,7 @@ async def _serve(options: ServeOptions) -> int:
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         app = App(options)
+        loop.add_signal_handler(signal.SIGHUP, app.configuration.ask)
         await app.start(stack)
         await stop.wait()
         await app.drain()
@@ -100,8 +103,8 @@ class App:
             sizes=self._index_sizes,
             staleness=options.metrics_staleness_threshold,
         )
-        self.router = self._load()
         self.observe = self._observability()
+        self.configuration = self._configuration()
         self.discovery = self._discovery()
         self.scraper = self._scraper()
         self.pipeline = self._pipeline()
@@ -123,8 +126,10 @@ class App:
         Raises:
             ConfigError: a port is taken, a file can't be used.
         """
-        for warning in (*self._options.warnings, *self.router.warnings):
+        for warning in (*self._options.warnings, *self.configuration.router.warnings):
             log.warning("%s", warning)
+        self.configuration.start()
+        stack.push_async_callback(self.configuration.stop)
         await self.discovery.start()
         stack.push_async_callback(self.discovery.stop)
         await self.scraper.start()
@@ -142,7 +147,7 @@ class App:
             self._options.metrics_bind_address or "*",
             self.metrics_port,
             len(self.pool),
-            self.router.origin,
+            self.configuration.router.origin,
         )
 
     async def drain(self) -> None:
@@ -167,41 +172,54 @@ class App:
 
     # --- the parts
 
-    def _load(self) -> Router:
-        options = self._options
-        if options.config_text:
-            text, origin = options.config_text, "--config-text"
-        elif options.config_file:
-            return self._load_file(Path(options.config_file))
-        else:
-            text, origin = defaults.TEXT, defaults.ORIGIN
-        return load(text, origin, Registry.installed(), self._context)
+    def _configuration(self) -> Configuration:
+        return Configuration(
+            Source.of(self._options),
+            self._context,
+            reloads=self.metrics.families["llm_d_epp_config_reloads_total"],
+            swap=self._swap,
+            ended=self._ended,
+            wall=time.time,
+        )
 
-    def _load_file(self, path: Path) -> Router:
-        try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--config-file {path}: can't be read: {error}") from error
-        return load(text, path, Registry.installed(), self._context)
+    def _context(self, name: str, states: States) -> Context:
+        counters = self.metrics.counter
+        return Context(name, time.monotonic, self._random, self.pool, states=states, counters=counters)
 
-    def _context(self, name: str) -> Context:
-        return Context(name, time.monotonic, self._random, self.pool, counters=self.metrics.counter)
+    def _swap(self, hooks: Hooks) -> None:
+        self.pipeline.hooks = hooks
+
+    def _ended(self, router: Router) -> None:
+        self.observe.guard.forget(plugins_of(router))
+        parser_for.cache_clear()
+
+    def _guard(self) -> TimingGuard:
+        families, seconds = self.metrics.families, self._options.plugin_time_budget
+        overruns, bypasses = families["llm_d_epp_plugin_overruns_total"], families["llm_d_epp_plugin_bypasses_total"]
+        budget = Budget(seconds, overruns, bypasses) if seconds else None
+        durations, faults = families["llm_d_epp_plugin_duration_seconds"], families["llm_d_epp_plugin_faults_total"]
+        return TimingGuard(durations, faults, budget)
 
     def _observability(self) -> Observability:
-        families = self.metrics.families
-        guard = TimingGuard(families["llm_d_epp_plugin_duration_seconds"], families["llm_d_epp_plugin_faults_total"])
         stream = None if self._options.verbosity < 2 else sys.stderr.buffer
         later = asyncio.get_running_loop().call_later
-        return Observability(self.metrics, Decisions(), RequestLog(stream, later), guard, later)
+        return Observability(self.metrics, Decisions(), RequestLog(stream, later), self._guard(), later)
 
     def _index_sizes(self) -> Mapping[tuple[str, str], int]:
-        indexed = [plugged for plugged in self.router.producers if hasattr(plugged.plugin, "index")]
+        indexed = [plugged for plugged in self.configuration.router.producers if hasattr(plugged.plugin, "index")]
         return {(plugged.name, plugged.type): len(plugged.plugin.index) for plugged in indexed}
+
+    def _plugins(self) -> dict[str, Any]:
+        """What calls of each plugin have cost, and how many have failed."""
+        shown = self.observe.guard.shown
+        plugins = sorted(plugins_of(self.configuration.router), key=lambda plugged: plugged.name)
+        calls = [{"name": each.name, "type": each.type, "points": shown(each)} for each in plugins]
+        return {"time_budget_ms": self._options.plugin_time_budget * 1e3 or None, "plugins": calls}
 
     def _plugin_states(self) -> dict[str, Any]:
         """llm-d's `/debug/plugins/state`: what each plugin that has a `state` method says of itself."""
         states = {}
-        for plugged in plugins_of(self.router):
+        for plugged in plugins_of(self.configuration.router):
             entry = {"name": plugged.name, "type": plugged.type}
             state = getattr(plugged.plugin, "state", None)
             detail = {"state": state()} if callable(state) else {"message": "keeps no state that it shows"}
@@ -265,7 +283,7 @@ class App:
         options = self._options
         return Pipeline(
             self.pool,
-            Hooks.of(self.router),
+            self.configuration.hooks,
             self.observe,
             now=time.monotonic,
             wall=time.time,
@@ -307,9 +325,8 @@ class App:
 
     async def _start_metrics(self, stack: AsyncExitStack) -> None:
         options = self._options
-        app = application(
-            self.metrics.registry, self.observe.decisions, {"plugins/state": self._plugin_states}, self.observe.settle
-        )
+        pages = {"plugins": self._plugins, "plugins/state": self._plugin_states, "config": self.configuration.shown}
+        app = application(self.metrics.registry, self.observe.decisions, pages, self.observe.settle)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

@@ -102,7 +102,8 @@ class Exchange:
     )
 
     def __init__(self, pipeline: "Pipeline") -> None:
-        self.hooks = pipeline.hooks
+        self.hooks = pipeline.hooks  # for good: a request sees one configuration from its start to its end
+        self.hooks.users.count += 1
         self.record = Record("", pipeline.wall(), pipeline.now())
         self.request: Request | None = None
         self.has_id = False
@@ -318,6 +319,7 @@ class Exchange:
             self._tell(self.hooks.done, outcome, now)
         if record.id:
             observe.note(observe.requests.write, record)
+        self.hooks.users.leave()
 
     def _cause(self, ending: Ending, *, complete: bool) -> str | None:
         if ending == "refused":

@@ -10,6 +10,33 @@ from epp.plugin import Plugged, Router
 Hook = tuple[Plugged, Callable[..., Any]]
 
 
+class Users:
+    """How many streams are under way with a configuration.
+
+    Attributes:
+        count: the streams.
+        at_rest: called, once, when the last one has ended; set when no further ones can come.
+    """
+
+    __slots__ = ("at_rest", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.at_rest: Callable[[], None] | None = None
+
+    def leave(self) -> None:
+        """A stream has ended."""
+        self.count -= 1
+        if self.at_rest is not None:
+            self.no_more(self.at_rest)
+
+    def no_more(self, at_rest: Callable[[], None]) -> None:
+        """No further streams come: calls the function now if there are none left, or else as soon as there are none."""
+        self.at_rest = at_rest if self.count else None
+        if not self.count:
+            at_rest()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Hooks:
     """The observers' methods by name, and the keys of the prefix index if there is one.
@@ -20,6 +47,7 @@ class Hooks:
         indexer: name and type of the plugin that writes them.
         uncached: the column of prompt tokens that an endpoint would have to compute, if somebody writes one.
         answer_tokens: tells with how many tokens an answer is charged; None if answers aren't charged.
+        users: the streams that have begun with this configuration and have not ended.
     """
 
     router: Router
@@ -34,6 +62,7 @@ class Hooks:
     indexer: tuple[str, str] | None
     uncached: Key | None
     answer_tokens: Hook | None
+    users: Users
 
     @classmethod
     def of(cls, router: Router) -> "Hooks":
@@ -54,6 +83,7 @@ class Hooks:
             indexer=by_name.get(matched.producer) if matched is not None else None,
             uncached=named.get("uncached_tokens"),
             answer_tokens=_charging(router),
+            users=Users(),
         )
 
 

@@ -49,6 +49,7 @@ class ServeOptions:
     # Configuration
     config_file: str
     config_text: str
+    plugin_time_budget: float
 
     # Listening
     grpc_port: int

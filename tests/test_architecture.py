@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-BASE = frozenset({"errors", "formats", "files", "keys", "options", "pool", "prefix", "quantities", "request", "states"})
+BASE = frozenset({"errors", "files", "keys", "options", "pool", "prefix", "quantities", "request", "states"})
 SDK = BASE | {"plugin"}
 SIBLINGS = frozenset({"data", "extproc", "flow", "observe", "schedule", "settings"})
 PATH = frozenset({"configuration", "exchange", "hooks", "pipeline", "reading"})
@@ -27,7 +27,6 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "request": frozenset(),
     "states": frozenset(),
     "prefix": frozenset({"keys"}),
-    "formats": frozenset({"errors", "request"}),
     "options": frozenset({"errors", "quantities"}),
     "pool": frozenset({"errors", "keys"}),
     "plugin": BASE,
@@ -55,7 +54,6 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "states": frozenset(),
     "pool": frozenset({"numpy"}),
     "prefix": frozenset({"numpy", "xxhash"}),
-    "formats": frozenset({"msgspec", "xxhash"}),
     "plugin": frozenset({"numpy", "pydantic"}),
     "__main__": frozenset(),
 }
@@ -134,7 +132,7 @@ def within(module: Module, *, types: bool = True) -> set[str]:
 
 
 def third_parties(module: Module) -> set[str]:
-    own = {"epp", "epp_plugins", "epp_protos", "__future__"}
+    own = {"epp", "epp_plugins", "__future__"}
     return {name.split(".")[0] for name in module.imports()} - sys.stdlib_module_names - own
 
 

@@ -63,8 +63,9 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         Flag("disable-endpoint-subset-filter", a.BOOL, "false", "ignore the subset of endpoints that Envoy names"),
     ),
     "Configuration": (
-        Flag("config-file", a.FILE, "", "an EndpointPickerConfig"),
+        Flag("config-file", a.FILE, "", "an EndpointPickerConfig, read again when it changes, and on SIGHUP"),
         Flag("config-text", a.TEXT, "", "the same, inline"),
+        Flag("plugin-time-budget", a.DURATION, "5ms", "of a plugin call; overruns in a row bypass it, 0: no limit"),
         Flag("allow-experimental-plugins", a.BOOL, "false", "what llm-d calls Alpha; always permitted", own_field=""),
     ),
     "Listening": (

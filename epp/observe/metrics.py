@@ -198,6 +198,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Everything, for prometheus_client."""
+        self.families["llm_d_epp_prefix_indexer_size"].children.clear()  # of plugins that have gone
         for plugin, blocks in self._sizes().items():
             self.families["llm_d_epp_prefix_indexer_size"].value(*plugin).set(blocks)
         for family in self.families.values():

@@ -48,6 +48,18 @@ class Buckets:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def quantile(self, share: float) -> float | None:
+        """The value that this share of the values doesn't exceed, linear within its bucket; None without values.
+
+        Values beyond the last bound count as that bound.
+        """
+        rank, below, lower = share * sum(self.counts), 0, 0.0
+        for bound, count in zip(self.bounds, self.counts, strict=False):
+            if count and below + count >= rank:
+                return lower + (bound - lower) * (rank - below) / count
+            below, lower = below + count, bound
+        return lower if self.counts[-1] else None
+
 
 @dataclass(frozen=True, slots=True)
 class Twin:

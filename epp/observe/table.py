@@ -100,6 +100,9 @@ SPECS = (
         PLUGIN,
     ),
     _epp("plugin_faults_total", "counter", (*PLUGIN, "fault"), "Plugin results that were left out, by fault."),
+    _epp("plugin_overruns_total", "counter", PLUGIN, "Plugin calls that took longer than --plugin-time-budget."),
+    _epp("plugin_bypasses_total", "counter", PLUGIN, "Plugin calls that were left out after overruns in a row."),
+    _epp("config_reloads_total", "counter", ("result",), "Loads of a changed configuration: ok, or failed."),
     _with(
         _epp("prefix_indexer_size", "gauge", INDEXER, "Blocks in the prefix index."),
         "inference_extension_prefix_indexer_size",

@@ -224,7 +224,7 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # pydantic and dataclasses look annotations up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # somebody else's module may raise anything
+    except (Exception, SystemExit) as error:  # somebody else's module may raise anything
         _put_back(name, before)
         raise ConfigError(f"{path.name} can't be imported: {type(error).__name__}: {error}") from error
     setattr(module, _SOURCE, source)
