@@ -16,7 +16,7 @@ What it does
     changes, whatever its parameters.
 
 Reads
-    The request's headers.
+    The request's headers, and its attributes.
 
 Writes
     With `encoded_endpoint_header` the response header.
@@ -26,8 +26,8 @@ Parameters
     - `encodedEndpointHeaderConfig`: `header` (`x-session-token`), of request and response.
     - `sessionIdConfig`: `sources` ([{`header`: x-session-id}]), the first with a value counts; `evictionTtlSeconds`
       (300), how long an unused session is remembered; `evictionSweepSeconds` (10), accepted: sessions that are past it
-      are dropped as others come. A source of `attribute` and `producer` is refused: this version has no session
-      producer.
+      are dropped as others come. A source may also be an attribute of the request: `attribute` and `producer`, such as
+      SessionID of a `session-id-producer`.
     - `profileName` (""): the profile whose pick is pinned; "" for the one that the request goes to.
 
 Example:
@@ -88,9 +88,17 @@ class SessionSource(epp.plugin.Parameters):
     def _one_source(self) -> "SessionSource":
         if (self.header is None) == (self.attribute is None):
             raise ValueError("a source is either a header or an attribute")
-        if self.attribute is not None:
-            raise ValueError("sources of attributes need session-id-producer, which this version doesn't have yet")
+        if self.attribute is not None and not self.producer:
+            raise ValueError("a source that is an attribute needs the name of its producer")
+        if self.attribute is None and self.producer is not None:
+            raise ValueError("a header has no producer")
         return self
+
+    def read(self, request: Request) -> str:
+        """The session's id by this source; "" for none."""
+        if self.header is not None:
+            return request.headers.get(self.header, "")
+        return request.attributes.get(f"{self.attribute}/{self.producer}", "")
 
 
 class SessionIdConfig(epp.plugin.Parameters):
@@ -166,7 +174,7 @@ class _Sessions:
     """The strategy `session_id`: this process remembers the pins."""
 
     def __init__(self, config: SessionIdConfig, now: Callable[[], float], pins: _Pins) -> None:
-        self._headers = [source.header for source in config.sources if source.header]
+        self._sources = config.sources
         self._ttl = config.eviction_ttl_seconds
         self._now = now
         self._state = pins  # the pool doesn't hold it
@@ -176,7 +184,7 @@ class _Sessions:
         return f"<{len(self._pins)} sessions>"
 
     def _session(self, request: Request) -> bytes | None:
-        named = next((value for header in self._headers if (value := request.headers.get(header))), None)
+        named = next((value for source in self._sources if (value := source.read(request))), None)
         return hashlib.blake2b(named.encode(), digest_size=16).digest() if named else None
 
     def _slot(self, session: bytes | None) -> int | None:
@@ -218,6 +226,9 @@ class _SessionAffinity:
     def __init__(self, parameters: SessionParameters, context: Context) -> None:
         self._profile = parameters.profile_name
         if parameters.strategy == "session_id":
+            for source in parameters.session_id_config.sources:
+                if source.producer:
+                    context.plugin(source.producer)  # must be there
             pins = context.state("pins", _Pins)
             context.pool.watch(pins)
             self._strategy: _Strategy = _Sessions(parameters.session_id_config, context.now, pins)

@@ -283,6 +283,35 @@ def test_observers(type_name, sent, c, data):
         instance.done(sent, decision, Outcome(), c.now)
 
 
+@pytest.mark.parametrize("type_name", of_kind("screener"))
+@SHORTER
+@given(sent=requests, c=pools())
+def test_screeners(type_name, sent, c):
+    """A screener's mask is one bool for each candidate."""
+    mask = plugin(type_name).screen(sent, c)
+    assert (mask.shape, mask.dtype) == ((len(c),), np.bool_)
+
+
+@pytest.mark.parametrize("type_name", of_kind("admitter"))
+@pytest.mark.parametrize("priority", [-1, 0])
+@SHORTER
+@given(c=pools())
+def test_admitters(type_name, priority, c):
+    """An admitter says why, or None; a request that isn't sheddable passes ours."""
+    sent = request("prompt", priority=priority, headers={"x-slo-ttft-ms": "1"})
+    reason = plugin(type_name).deny(sent, produced(type_name, sent, c))
+    assert reason is None or (isinstance(reason, str) and reason and priority < 0)
+
+
+@pytest.mark.parametrize("type_name", of_kind("header reader"))
+@SHORTER
+@given(headers=st.dictionaries(st.sampled_from(["session-id", "cookie", "x-my-agent-session"]), st.text()))
+def test_header_readers(type_name, headers):
+    """Attributes are texts, under `name/producer`, and never empty."""
+    found = plugin(type_name).attributes(headers)
+    assert all(key.partition("/")[2] == type_name and value for key, value in found.items())
+
+
 @pytest.mark.parametrize("type_name", of_kind("parser"))
 @SHORTER
 @given(path=st.sampled_from(["/v1/completions", "/v1/chat/completions", "/", ""]), body=st.binary(max_size=80))

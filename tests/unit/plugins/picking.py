@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,16 +22,18 @@ from epp.settings import Registry, load
 from epp.testing import FakeClock
 
 REGISTRY = Registry.installed()
+PREDICTIONS = str(Path(__file__).parent / "predictions.py")
+"""The type of a producer of predictions: its parameters are the columns, a value an endpoint."""
 
 
 def router_of(plugins: Sequence[Mapping[str, Any]], pool: Pool, seed: int = 0) -> Router:
     """The configuration with these plugins; `weight` of an entry is its weight in the only profile, where it fits."""
     entries = [{key: value for key, value in plugin.items() if key != "weight"} for plugin in plugins]
-    roles = {"filter", "scorer", "picker"}
+    roles = {"filter", "scorer", "picker"}  # a file, such as PREDICTIONS, is in no profile
     members = [
         {"pluginRef": p.get("name", p["type"])} | ({"weight": p["weight"]} if "weight" in p else {})
         for p in plugins
-        if roles & set(REGISTRY.find(p["type"]).kinds)
+        if p["type"] in REGISTRY and roles & set(REGISTRY.find(p["type"]).kinds)
     ]
     config = {
         "apiVersion": "llm-d.ai/v1alpha1",

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
+from epp.settings import InvalidConfig
 from epp.testing import pool
-from tests.unit.plugins.picking import pipeline_of, routed
+from tests.unit.plugins.picking import PREDICTIONS, pipeline_of, routed
 
 QUEUE = {"type": "queue-scorer", "weight": 0.1}
 """The baseline: 0.1 for the shortest queue, 0 for the longest, in between linear."""
+
+INVALID = "the configuration is invalid"
 
 TWO: dict[str, Any] = {"waiting": [0, 4]}
 
@@ -25,7 +28,7 @@ class Row:
         pool: the pool; see `epp.testing.pool`.
         beside: entries that are there in either case.
         prompt, headers: of the request.
-        before: prompts of requests that come first and stay in flight.
+        before, before_headers: prompts of requests that come first and stay in flight, and their headers.
     """
 
     plugin: dict[str, Any]
@@ -36,13 +39,32 @@ class Row:
     prompt: str = "prompt"
     headers: dict[str, str] = field(default_factory=dict)
     before: tuple[str, ...] = ()
+    before_headers: dict[str, str] = field(default_factory=dict)
 
 
 def threshold(operator: str, value: float) -> dict[str, Any]:
     return {"type": "threshold", "threshold": {"operator": operator, "value": value}}
 
 
-PREFIX = {"type": "prefix-cache-scorer", "weight": 3}
+def by_session(attribute: str, producer: str) -> dict[str, Any]:
+    sources = [{"attribute": attribute, "producer": producer}]
+    return {"strategy": "session_id", "sessionIdConfig": {"sources": sources}}
+
+
+def predictions(**given: list[float | None]) -> dict[str, Any]:
+    """A producer that predicts 100 ms for the first token and 10 for each other one, in time, where it isn't told."""
+    default: dict[str, list[float]] = {"ttft": [100.0], "tpot": [10.0], "ttft_headroom": [1.0], "tpot_headroom": [1.0]}
+    columns = {name: values * 2 for name, values in (default | {"dispatched": [1.0]}).items()} | given
+    camel = {"ttft_headroom": "ttftHeadroom", "tpot_headroom": "tpotHeadroom"}
+    parameters = {camel.get(name, name): [float(value) for value in values] for name, values in columns.items()}
+    return {"type": PREDICTIONS, "name": "predicted-latency-producer", "parameters": parameters}
+
+
+ZONE = {
+    "type": "header-label-affinity-scorer",
+    "weight": 10,
+    "parameters": {"headerName": "x-zone", "labelKey": "zone"},
+}
 CONTEXT = "llm-d.ai/context-length-range"
 
 ROWS = {
@@ -125,12 +147,76 @@ ROWS = {
         beside=(QUEUE | {"weight": 0.4}, {"type": "token-load-scorer", "parameters": {"queueThresholdTokens": 20000}}),
         before=("x" * 40,),
     ),
+    # The session of the cookie was sent to pod-1 by its zone; without the plugin there is no such source.
+    "session-id-producer": Row(
+        {"type": "session-id-producer", "name": "cookie", "parameters": {"cookieName": "session"}},
+        "pod-1",
+        INVALID,
+        pool=TWO | {"labels": [{"zone": "a"}, {"zone": "b"}]},
+        beside=(
+            {"type": "session-affinity-scorer", "parameters": by_session("SessionID", "cookie")},
+            QUEUE,
+            ZONE,
+        ),
+        headers={"cookie": "a=b; session=s"},
+        before_headers={"cookie": "session=s", "x-zone": "b"},
+        before=("first",),
+    ),
+    "agent-identity": Row(
+        {"type": "agent-identity"},
+        "pod-1",
+        INVALID,
+        pool=TWO | {"labels": [{"zone": "a"}, {"zone": "b"}]},
+        beside=(
+            {"type": "session-affinity-scorer", "parameters": by_session("agent-identity", "agent-identity")},
+            QUEUE,
+            ZONE,
+        ),
+        headers={"session-id": "s"},
+        before_headers={"session-id": "s", "x-zone": "b"},
+        before=("first",),
+    ),
+    # pod-1 has all 64 tokens cached: the share of 1 is at least 0.8. The queue prefers pod-0.
+    "prefix-cache-affinity-filter": Row(
+        {"type": "prefix-cache-affinity-filter"},
+        "pod-1",
+        "pod-0",
+        pool=TWO | {"labels": [{"zone": "a"}, {"zone": "b"}]},
+        beside=(QUEUE, ZONE, {"type": "approx-prefix-cache-producer"}),
+        prompt="x" * 256,
+        before=("x" * 256,),
+        before_headers={"x-zone": "b"},
+    ),
+    # pod-0 would be 5 ms late, pod-1 keeps its time.
+    "slo-headroom-tier-filter": Row(
+        {"type": "slo-headroom-tier-filter", "parameters": {"epsilonExploreNeg": 0}},
+        "pod-1",
+        "pod-0",
+        beside=(QUEUE, predictions(ttft_headroom=[-5, 5])),
+    ),
+    # Headrooms of 100 and 10 ms; the further tokens' are equal, so x is 1 and 0. least: (0 + 1) / 100 and 1.
+    "latency-scorer": Row(
+        {"type": "latency-scorer"}, "pod-1", "pod-0", beside=(QUEUE, predictions(ttft_headroom=[100, 10]))
+    ),
+    # Without predictions (0.5 + 1 + 0) / 3 against (1 + 0 + 0) / 3: 0.5 against 0.33 and 0.1 for the zone.
+    "latency-scorer without predictions": Row(
+        {"type": "latency-scorer"},
+        "pod-1",
+        "pod-0",
+        pool={"waiting": [4, 0], "kv_usage": [0.0, 0.5], "labels": [{"zone": "a"}, {"zone": "b"}]},
+        beside=(ZONE | {"weight": 0.1},),
+        headers={"x-zone": "a"},
+    ),
 }
 
 
 async def goes(row: Row, *plugins: dict[str, Any]) -> str:
-    pipeline = pipeline_of([*plugins, *row.beside], pool(**row.pool))
-    sent = [await routed(pipeline, prompt) for prompt in row.before]
+    """Where the row's request goes, or that the configuration doesn't load."""
+    try:
+        pipeline = pipeline_of([*plugins, *row.beside], pool(**row.pool))
+    except InvalidConfig:
+        return INVALID
+    sent = [await routed(pipeline, prompt, **row.before_headers) for prompt in row.before]
     destination, exchange = await routed(pipeline, row.prompt, **row.headers)
     for _, open_exchange in [*sent, ("", exchange)]:
         open_exchange.close("ended", complete=True)
