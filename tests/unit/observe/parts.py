@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import cache
 from typing import Any
 
 from prometheus_client import generate_latest
@@ -9,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from epp.observe.metrics import Metrics
 from epp.observe.record import Record
-from epp.plugin import Candidates, Request
+from epp.plugin import Candidates, Request, Router
 from epp.schedule import Decision, Unguarded, decide, produce
 from epp.settings import Registry, load
 from epp.testing import candidates, context, request
@@ -46,12 +47,17 @@ def endpoints(**changes: Any) -> Candidates:
     return candidates(now=1000.0, **(columns | changes))
 
 
+@cache
+def router() -> Router:
+    """Of real plugins, none of which keeps anything."""
+    return load(json.dumps(CONFIG), "test", Registry.installed(), context)
+
+
 def decided(c: Candidates | None = None, sent: Request | None = None) -> Decision:
-    """What the real plugins decide for these candidates."""
-    router = load(json.dumps(CONFIG), "test", Registry.installed(), context)
+    """What they decide for these candidates."""
     c, sent = c or endpoints(), sent or request("a prompt")
-    produce(router, sent, c, Unguarded())
-    return decide(router, sent, c, Unguarded())
+    produce(router(), sent, c, Unguarded())
+    return decide(router(), sent, c, Unguarded())
 
 
 def record(id_: str = "r-1", **fields: Any) -> Record:
