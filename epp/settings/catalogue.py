@@ -19,7 +19,6 @@ NO_EFFECT_YET: Mapping[str, str] = {
     "multicluster-metrics-extractor": "extractor",
     "models-data-extractor": "extractor",
     "dcgm-extractor": "extractor",
-    "topology-extractor": "extractor",
     "file-discovery": "discovery",
     "multicluster-file-discovery": "discovery",
     "global-strict-fairness-policy": "fairness policy",
@@ -31,8 +30,6 @@ NO_EFFECT_YET: Mapping[str, str] = {
     "static-usage-limit-policy": "usage limit policy",
     "priority-holdback-policy": "usage limit policy",
     "soft-reflective-ceiling-policy": "usage limit policy",
-    "utilization-detector": "saturation detector",
-    "concurrency-detector": "saturation detector",
     "sheddable-eviction-filter": "eviction policy",
     "priority-then-time-eviction-order-policy": "eviction policy",
     "token-producer": "producer",
@@ -46,14 +43,10 @@ _MULTICLUSTER = "pools of several clusters"
 _MULTIMODAL = "multimodal inputs"
 _PRECISE = "a prefix index fed by KV events"
 _REQUEST_CONTROL = "admitters, screeners and reporters"
-_TOPOLOGY = "topology"
 
 NOT_BUILT_YET: Mapping[str, str] = {
     "multicluster-session-affinity-filter": _MULTICLUSTER,
-    "topology-affinity-filter": _TOPOLOGY,
-    "header-based-testing-filter": "the filter for conformance tests",
     "precise-prefix-cache-scorer": _PRECISE,
-    "topology-affinity-scorer": _TOPOLOGY,
     "mm-embeddings-cache-scorer": _MULTIMODAL,
     "multicluster-queue-scorer": _MULTICLUSTER,
     "multicluster-kv-cache-utilization-scorer": _MULTICLUSTER,
@@ -64,6 +57,5 @@ NOT_BUILT_YET: Mapping[str, str] = {
     "mm-embeddings-cache-producer": _MULTIMODAL,
     "disaggregatedset-rollout-screener": _REQUEST_CONTROL,
     "request-attribute-reporter": _REQUEST_CONTROL,
-    "destination-endpoint-served-verifier": _REQUEST_CONTROL,
 }
 """Types that decide where requests go, by the feature they belong to: a file that names them does not load."""

@@ -177,6 +177,10 @@ class Instances:
         """Whether an instance or a registered type has that name."""
         return name in self.by_name or name in self.broken or name in self._registry
 
+    def kinds_of(self, type_name: str) -> tuple[str, ...]:
+        """What a registered type is, without an instance of it; () for one that isn't registered."""
+        return self._registry.find(type_name).kinds if type_name in self._registry else ()
+
     def _enter(self, name: str, made: Instance | None) -> None:
         if made:
             self.by_name[name] = made

@@ -29,6 +29,8 @@ METHODS: Mapping[str, str] = {
     "produce": "producer",
     "fetch": "fetcher",
     "parse": "parser",
+    "saturation": "saturation detector",
+    "extract": "extractor",
     "screen": "screener",
     "deny": "admitter",
     "attributes": "header reader",

@@ -67,9 +67,13 @@ def _check_priorities(section: FlowControl, report: Report) -> None:
 def _check(references: Iterator[_Reference] | list[_Reference], instances: Instances, report: Report) -> None:
     for path, name, kind in references:
         if name in instances.by_name:
-            kinds = instances.by_name[name].kinds
+            instance = instances.by_name[name]
+            instances.asked_for.setdefault(name, instance)
+            kinds = instance.kinds
         elif name in NO_EFFECT_YET:
             kinds = (NO_EFFECT_YET[name],)
+        elif kind in instances.kinds_of(name):
+            continue
         else:
             instances.refer(name, path)
             continue

@@ -207,6 +207,32 @@ ROWS = {
         beside=(ZONE | {"weight": 0.1},),
         headers={"x-zone": "a"},
     ),
+    # pod-0 has 5 waiting, which is not less than 5.
+    "utilization-detector": Row(
+        {"type": "utilization-detector"},
+        "pod-1",
+        "pod-0",
+        pool={"waiting": [5, 4], "kv_usage": [0.1, 0.7]},
+        beside=({"type": "kv-cache-utilization-scorer"},),
+    ),
+    # pod-0 has one request in flight already.
+    "concurrency-detector": Row(
+        {"type": "concurrency-detector", "parameters": {"maxConcurrency": 1}}, "pod-1", "pod-0", before=("first",)
+    ),
+    # One request in flight at either: nobody has room.
+    "concurrency-detector of all": Row(
+        {"type": "concurrency-detector", "parameters": {"maxConcurrency": 1}},
+        "429",
+        "pod-0",
+        before=("first", "second"),
+    ),
+    "header-based-testing-filter": Row(
+        {"type": "header-based-testing-filter"},
+        "pod-1",
+        "pod-0",
+        headers={"test-epp-endpoint-selection": "10.0.0.9, 10.0.0.2:8000"},
+    ),
+    "header-based-testing-filter without the header": Row({"type": "header-based-testing-filter"}, "503", "pod-0"),
 }
 
 

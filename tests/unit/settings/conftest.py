@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from epp_plugins.detectors import ConcurrencyDetector, UtilizationDetector
 from epp_plugins.pickers import MaxScorePicker, RandomPicker
 from epp_plugins.profile_handlers import SingleProfileHandler
 from epp_plugins.queue_depth import QueueScorer
@@ -138,6 +139,8 @@ TYPES: dict[str, type] = {
     "approx-prefix-cache-producer": PrefixProducer,
     "length-producer": LengthProducer,
     "watcher": Watcher,
+    "utilization-detector": UtilizationDetector,
+    "concurrency-detector": ConcurrencyDetector,
     "openai-parser": JsonParser,
     "passthrough-parser": AnyParser,
 }

@@ -50,9 +50,9 @@ ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
             id="unknown type",
         ),
         pytest.param(
-            "plugins: [{type: latency-scorer}]",
-            'plugins[0].type: "latency-scorer": llm-d has this type, this version doesn\'t have it yet (it belongs to '
-            "latency prediction)",
+            "plugins: [{type: multicluster-queue-scorer}]",
+            'plugins[0].type: "multicluster-queue-scorer": llm-d has this type, this version doesn\'t have it yet (it '
+            "belongs to pools of several clusters)",
             id="llm-d's type, not built yet",
         ),
         pytest.param(

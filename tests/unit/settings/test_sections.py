@@ -17,13 +17,28 @@ def test_types_without_effect(load, type_name):
 
 
 def test_detector_in_a_profile(load):
-    """A saturation detector may stand in a profile, where it filters nothing yet."""
+    """A saturation detector may stand in a profile, where it is a filter."""
     router = load("""
 plugins: [{type: utilization-detector}]
 schedulingProfiles: [{name: a, plugins: [{pluginRef: utilization-detector}]}]
 """)
+    assert [plugged.name for plugged in router.profiles["a"].filters] == ["utilization-detector"]
+    assert router.warnings == ()
+
+
+def test_detector_of_flow_control(load):
+    """One that is configured for flow control is in no profile that doesn't list it; the section has no effect yet."""
+    router = load("""
+plugins: [{type: utilization-detector, name: mine}, {type: queue-scorer}]
+schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]
+flowControl: {saturationDetector: {pluginRef: mine}}
+featureGates: [flowControl]
+""")
     assert router.profiles["a"].filters == ()
-    assert router.warnings == ('plugins[0]: "utilization-detector" is accepted, has no effect yet',)
+    assert router.warnings == (
+        "featureGates: flowControl is accepted, has no effect yet",
+        "flowControl: is accepted, has no effect yet",
+    )
 
 
 def test_names_left_the_catalogue():

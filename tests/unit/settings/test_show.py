@@ -47,7 +47,12 @@ def test_effective(registry):
             {
                 "name": "utilization-detector",
                 "type": "utilization-detector",
-                "parameters": {"queueDepthThreshold": 7},
+                "parameters": {
+                    "queueDepthThreshold": 7.0,
+                    "kvCacheUtilThreshold": 0.8,
+                    "metricsStalenessThreshold": "200ms",
+                    "headroom": 0.0,
+                },
             },
             {"name": "max-score-picker", "type": "max-score-picker", "parameters": {"maxNumOfEndpoints": 1}},
             {"name": "single-profile-handler", "type": "single-profile-handler"},
