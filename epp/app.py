@@ -18,11 +18,9 @@ import uvloop
 from aiohttp import web
 
 from epp.configuration import Configuration, Source
-from epp.data.client import ScrapeOptions
+from epp.data.configured import page_reader, scrape_options
 from epp.data.declared import parse_static
-from epp.data.discovery import Discovery
-from epp.data.engines import with_names
-from epp.data.report import Reader
+from epp.data.discovery import Discovery, DiscoveryOptions
 from epp.data.scrape import Scraper
 from epp.errors import ConfigError
 from epp.exchange import Health, Observability
@@ -187,6 +185,8 @@ class App:
         return Context(name, time.monotonic, self._random, self.pool, states=states, counters=counters)
 
     def _swap(self, hooks: Hooks) -> None:
+        if hooks.router.sources != self.pipeline.hooks.router.sources:
+            log.warning("where the endpoints and their metrics come from is taken over at the next start only")
         self.pipeline.hooks = hooks
 
     def _ended(self, router: Router) -> None:
@@ -228,12 +228,15 @@ class App:
 
     def _discovery(self) -> Discovery:
         options = self._options
-        options.require_source(discovery=False)
-        file = Path(options.endpoints_file) if options.endpoints_file else None
+        said = self.configuration.router.sources.file
+        options.require_source(discovery=said is not None)
+        path = said.path if said else options.endpoints_file
+        file = Path(path) if path else None
         return Discovery(
             self.pool,
             parse_static(options.endpoints),
             file,
+            DiscoveryOptions(watch=said is None or said.watch),
             on_error=lambda message: log.error("%s", message),
             on_pool=self._pool_changed,
         )
@@ -245,27 +248,13 @@ class App:
 
     def _scraper(self) -> Scraper:
         options = self._options
-        insecure = options.model_server_metrics_https_insecure_skip_verify
-        scrape = ScrapeOptions(
-            interval=options.refresh_metrics_interval,
-            scheme=options.model_server_metrics_scheme or "http",
-            path=options.model_server_metrics_path or "/metrics",
-            port=options.model_server_metrics_port or None,
-            insecure=True if insecure is None else insecure,
-        )
-        engines = with_names(
-            waiting=options.total_queued_requests_metric,
-            running=options.total_running_requests_metric,
-            kv_usage=options.kv_cache_usage_percentage_metric,
-            lora=options.lora_info_metric,
-            cache_info=options.cache_info_metric,
-        )
+        sources = self.configuration.router.sources
         return Scraper(
             self.pool,
-            scrape,
+            scrape_options(options, sources.page),
             now=time.monotonic,
             random=self._random,
-            reader=Reader(engines),
+            reader=page_reader(options, sources.extraction),
             on_scrape=self._scraped,
             on_change=self._endpoint_changed,
         )

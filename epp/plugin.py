@@ -38,10 +38,10 @@ shape or the wrong type is counted and left out; the request goes on without it.
 import random
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 from pydantic.alias_generators import to_camel
 
 from epp import formats
@@ -68,7 +68,9 @@ from epp.keys import (
 )
 from epp.pool import Candidates, Codes, Endpoint, Floats, Ints, Mask, Pick, Pool
 from epp.prefix import Chain, Hasher, PrefixIndex
+from epp.quantities import parse_duration
 from epp.request import BYTES_PER_TOKEN, Body, Outcome, Request, Usage
+from epp.sources import ENGINE_LABELS, ENGINES, EndpointsFile, EngineMetrics, Extraction, Page, Sources, parse_selector
 from epp.states import States
 
 T = TypeVar("T")
@@ -80,6 +82,8 @@ __all__ = [
     "BYTES_PER_TOKEN",
     "CACHE_BLOCKS",
     "CACHE_BLOCK_SIZE",
+    "ENGINES",
+    "ENGINE_LABELS",
     "INFLIGHT_REQUESTS",
     "INFLIGHT_TOKENS",
     "KV_USAGE",
@@ -96,9 +100,16 @@ __all__ = [
     "Codes",
     "Context",
     "Counter",
+    "DataSource",
     "Decider",
     "Decision",
+    "Duration",
     "Endpoint",
+    "EndpointDiscovery",
+    "EndpointsFile",
+    "EngineMetrics",
+    "Extraction",
+    "Extractor",
     "Fetcher",
     "Filter",
     "Floats",
@@ -109,6 +120,7 @@ __all__ = [
     "Mask",
     "Observer",
     "Outcome",
+    "Page",
     "Parameters",
     "Parser",
     "Pick",
@@ -129,6 +141,7 @@ __all__ = [
     "lower_is_better",
     "matchable_tokens",
     "matched_tokens",
+    "parse_selector",
     "pool_key",
     "request_key",
 ]
@@ -138,6 +151,23 @@ class Parameters(BaseModel):
     """The base of a plugin's parameters: camelCase in the configuration, snake_case in Python, unknown ones refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+
+def _seconds(value: Any) -> float:
+    if not isinstance(value, str):
+        raise ValueError('a duration is a string, such as "200ms" or "30s"')
+    seconds = parse_duration(value)
+    if seconds < 0:
+        raise ValueError(f"{value!r} is negative: a duration is 0 or more")
+    return seconds
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_seconds, json_schema_input_type=str),
+    PlainSerializer(lambda seconds: f"{seconds:.9g}s", when_used="json"),
+]
+"""A field that is written as Go writes durations, "200ms", and read as seconds."""
 
 
 class Counter(Protocol):
@@ -330,6 +360,33 @@ class HeaderReader(Protocol):
         ...
 
 
+@runtime_checkable
+class DataSource(Protocol):
+    """Says where the endpoints' metrics are fetched from."""
+
+    def metrics_page(self) -> Page:
+        """The page of every endpoint; asked once."""
+        ...
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """Says how the metrics are read."""
+
+    def engine_metrics(self) -> Extraction:
+        """The metrics by engine; asked once."""
+        ...
+
+
+@runtime_checkable
+class EndpointDiscovery(Protocol):
+    """Says who is in the pool."""
+
+    def endpoints_file(self) -> EndpointsFile:
+        """The file that names them; asked once."""
+        ...
+
+
 class Decision(Protocol):
     """What was decided, as observers see it."""
 
@@ -449,6 +506,7 @@ class Router:
         producers: in the order of their dependencies.
         observers: all plugins with any of `Observer`'s methods.
         screeners, admitters, header_readers: in the order of the file.
+        sources: where endpoints and metrics come from.
         warnings: what the loader wants the operator to know.
         origin: where the configuration came from, for the start log.
     """
@@ -462,6 +520,7 @@ class Router:
     screeners: tuple[Plugged, ...] = ()
     admitters: tuple[Plugged, ...] = ()
     header_readers: tuple[Plugged, ...] = ()
+    sources: Sources = field(default_factory=Sources)
     warnings: tuple[str, ...] = ()
     origin: str = ""
 

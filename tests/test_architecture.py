@@ -13,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-BASE = frozenset({"errors", "files", "keys", "options", "pool", "prefix", "quantities", "request", "states"})
+BASE = frozenset(
+    {"errors", "formats", "files", "keys", "options", "pool", "prefix", "quantities", "request", "sources", "states"}
+)
 SDK = BASE | {"plugin"}
 SIBLINGS = frozenset({"data", "extproc", "flow", "observe", "schedule", "settings"})
 PATH = frozenset({"configuration", "exchange", "hooks", "pipeline", "reading"})
@@ -25,8 +27,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "keys": frozenset(),
     "quantities": frozenset(),
     "request": frozenset(),
+    "sources": frozenset(),
     "states": frozenset(),
     "prefix": frozenset({"keys"}),
+    "formats": frozenset({"errors", "request"}),
     "options": frozenset({"errors", "quantities"}),
     "pool": frozenset({"errors", "keys"}),
     "plugin": BASE,
@@ -51,9 +55,11 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "quantities": frozenset(),
     "options": frozenset(),
     "request": frozenset({"msgspec"}),
+    "sources": frozenset(),
     "states": frozenset(),
     "pool": frozenset({"numpy"}),
     "prefix": frozenset({"numpy", "xxhash"}),
+    "formats": frozenset({"msgspec", "xxhash"}),
     "plugin": frozenset({"numpy", "pydantic"}),
     "__main__": frozenset(),
 }
@@ -132,7 +138,7 @@ def within(module: Module, *, types: bool = True) -> set[str]:
 
 
 def third_parties(module: Module) -> set[str]:
-    own = {"epp", "epp_plugins", "__future__"}
+    own = {"epp", "epp_plugins", "epp_protos", "__future__"}
     return {name.split(".")[0] for name in module.imports()} - sys.stdlib_module_names - own
 
 

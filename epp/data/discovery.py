@@ -32,6 +32,7 @@ class DiscoveryOptions:
         resolve: between two look-ups of the host names.
         patience: how long the start, or a change of the file, waits for look-ups; slower ones come in later.
         max_bytes: of the file.
+        watch: whether the file is looked at again after the start.
     """
 
     poll: float = 1.0
@@ -39,6 +40,7 @@ class DiscoveryOptions:
     resolve: float = 5.0
     patience: float = 2.0
     max_bytes: int = 16 << 20
+    watch: bool = True
 
 
 async def resolve_host(host: str) -> Sequence[str]:
@@ -113,7 +115,9 @@ class Discovery:
             self._declared = await asyncio.to_thread(self._read, self._file)
         await self._update()
         self._pool.synced = True
-        loops = [self._watch_names()] if self._file is None else [self._watch_names(), self._watch_file(self._file)]
+        loops = [self._watch_names()]
+        if self._file is not None and self._options.watch:
+            loops.append(self._watch_file(self._file))
         self._tasks = [asyncio.create_task(loop) for loop in loops]
 
     async def stop(self) -> None:

@@ -6,20 +6,25 @@ is a fraction or the same everywhere (KV usage, block size) is the highest of th
 too: an endpoint is one port, and what is behind it is the caches of all its ranks.
 """
 
-import math
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from epp.data.exposition import Sample
 from epp.errors import ConfigError
-from epp.keys import CACHE_BLOCK_SIZE, CACHE_BLOCKS, KV_USAGE, RUNNING, WAITING, Key, pool_key
+from epp.keys import (
+    CACHE_BLOCK_SIZE,
+    CACHE_BLOCKS,
+    CORE_METRICS_EXTRACTOR,
+    KV_USAGE,
+    RUNNING,
+    WAITING,
+    Key,
+    attribute,
+)
+from epp.sources import ENGINE_LABELS, EngineMetrics, parse_selector
 
 Combine = Literal["sum", "max"]
-
-_NAME = re.compile(r"\s*([A-Za-z_:][\w:]*)\s*(?:\{(.*)\}\s*)?", re.DOTALL)
-_MATCHER = re.compile(r'\s*([A-Za-z_]\w*)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^"=,{}]*?))\s*(?:,|$)', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +41,14 @@ class Selector:
         Raises:
             ConfigError: the text is neither.
         """
-        whole = _NAME.fullmatch(text)
-        if whole is None:
-            raise ConfigError(f"metric {text!r}: write name or name{{label=value,...}}")
-        return cls(whole[1], _matchers(text, whole[2] or ""))
+        try:
+            return cls(*parse_selector(text))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     def matches(self, sample: Sample) -> bool:
         """Whether a sample of this name is meant."""
         return not self.labels or all(sample.labels.get(label) == value for label, value in self.labels)
-
-
-def _matchers(text: str, block: str) -> tuple[tuple[str, str], ...]:
-    found, position = [], 0
-    while block[position:].strip():
-        matcher = _MATCHER.match(block, position)
-        if matcher is None:
-            raise ConfigError(f"metric {text!r}: {block[position:].strip()!r} is not label=value")
-        quoted = matcher[2]
-        found.append((matcher[1], matcher[3] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)))
-        position = matcher.end()
-    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +76,6 @@ def gauge(key: Key, metric: str, combine: Combine = "sum") -> Reading:
 def info(key: Key, metric: str, label: str, combine: Combine = "sum") -> Reading:
     """A column that is the value of a label of an info metric."""
     return Reading(key, Selector.parse(metric), combine, label)
-
-
-def custom_key(name: str) -> Key:
-    """The key of a custom metric: what scrapes report under a name of the operator's choice."""
-    return pool_key(name, missing=math.nan, source="metrics")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,31 +165,42 @@ TRITON = EngineSpec("triton", (gauge(WAITING, "nv_inference_pending_request_coun
 ENGINES = (VLLM, SGLANG, TRTLLM_SERVE, TRITON_TENSORRT_LLM, TRITON)
 """In the order in which a page of unknown origin is tried: Triton's TensorRT-LLM backend has Triton's metrics too."""
 
-ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type")
-"""The labels of an endpoint that name its engine; the first that is there counts."""
-
 
 def engine_of(labels: Mapping[str, str], keys: tuple[str, ...] = ENGINE_LABELS) -> str:
     """The engine that an endpoint's labels name; "" if none."""
     return next((labels[key] for key in keys if key in labels), "")
 
 
-def with_names(
-    *, waiting: str = "", running: str = "", kv_usage: str = "", lora: str = "", cache_info: str = ""
-) -> tuple[EngineSpec, ...]:
-    """The known engines, vLLM's metrics under other names (selectors) where they are given.
+def overridden(engine: EngineSpec, metrics: EngineMetrics, producer: str = CORE_METRICS_EXTRACTOR) -> EngineSpec:
+    """The engine, with other metrics where they are given.
+
+    Args:
+        engine: what is known of it.
+        metrics: what is given.
+        producer: whose the keys of custom metrics are.
 
     Raises:
-        ConfigError: a name is no selector.
+        ConfigError: one of them is no selector.
     """
-    named = {WAITING: waiting, RUNNING: running, KV_USAGE: kv_usage}
-    given = [gauge(key, name, "max" if key is KV_USAGE else "sum") for key, name in named.items() if name]
-    if cache_info:
-        given += [
-            info(CACHE_BLOCK_SIZE, cache_info, "block_size", "max"),
-            info(CACHE_BLOCKS, cache_info, "num_gpu_blocks"),
-        ]
+    given = list(_readings(metrics))
+    given += [gauge(attribute(name, producer), selector) for name, selector in metrics.custom]
     replaced = {reading.key for reading in given}
-    kept = [reading for reading in VLLM.readings if reading.key not in replaced]
-    vllm = EngineSpec(VLLM.name, (*given, *kept), lora or VLLM.lora, VLLM.restarts)
-    return tuple(vllm if engine is VLLM else engine for engine in ENGINES)
+    kept = [reading for reading in engine.readings if reading.key not in replaced]
+    lora = Selector.parse(metrics.lora).name if metrics.lora else engine.lora
+    return EngineSpec(engine.name, (*given, *kept), lora, engine.restarts)
+
+
+def _readings(metrics: EngineMetrics) -> Iterator[Reading]:
+    if metrics.waiting:
+        yield gauge(WAITING, metrics.waiting)
+    if metrics.running:
+        yield gauge(RUNNING, metrics.running)
+    if metrics.kv_usage:
+        yield gauge(KV_USAGE, metrics.kv_usage, "max")
+    if metrics.cache_info:
+        yield info(CACHE_BLOCK_SIZE, metrics.cache_info, metrics.block_size_label, "max")
+        yield info(CACHE_BLOCKS, metrics.cache_info, metrics.blocks_label)
+    if metrics.block_size:
+        yield gauge(CACHE_BLOCK_SIZE, metrics.block_size, "max")
+    if metrics.blocks:
+        yield gauge(CACHE_BLOCKS, metrics.blocks)

@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from epp.data.engines import ENGINE_LABELS, ENGINES, START_TIME, Combine, EngineSpec, Reading, engine_of
+from epp.data.engines import ENGINES, START_TIME, Combine, EngineSpec, Reading, engine_of
 from epp.data.exposition import Exposition, Sample
 from epp.errors import ConfigError
 from epp.keys import ACTIVE_LORAS, MAX_LORAS, WAITING_LORAS, Key
+from epp.sources import ENGINE_LABELS
 
 Marks = Mapping[tuple[str, bytes], float]
 """The counters that never fall while an engine lives, by metric and label block."""

@@ -5,21 +5,22 @@ A name leaves these tables when its plugin is built; a test holds that no regist
 
 from collections.abc import Mapping
 
-ALIASES: Mapping[str, str] = {"by-label-selector": "label-selector-filter", "tokenizer": "token-producer"}
+ALIASES: Mapping[str, str] = {
+    "by-label-selector": "label-selector-filter",
+    "model-server-protocol-metrics": "core-metrics-extractor",
+    "tokenizer": "token-producer",
+}
 """Deprecated type names with the same parameters under a new name."""
 
 NO_EFFECT_YET: Mapping[str, str] = {
-    "metrics-data-source": "data source",
     "multicluster-metrics-data-source": "data source",
     "models-data-source": "data source",
     "dcgm-data-source": "data source",
     "k8s-notification-source": "data source",
     "endpoint-notification-source": "data source",
-    "core-metrics-extractor": "extractor",
     "multicluster-metrics-extractor": "extractor",
     "models-data-extractor": "extractor",
     "dcgm-extractor": "extractor",
-    "file-discovery": "discovery",
     "multicluster-file-discovery": "discovery",
     "global-strict-fairness-policy": "fairness policy",
     "round-robin-fairness-policy": "fairness policy",

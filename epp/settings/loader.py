@@ -12,6 +12,7 @@ from typing import Any
 
 from epp.errors import ConfigError
 from epp.plugin import Context, Router
+from epp.settings.data_layer import resolve_sources
 from epp.settings.decode import decode_config
 from epp.settings.dependencies import resolve_producers
 from epp.settings.document import Document, read
@@ -20,7 +21,7 @@ from epp.settings.models import API_VERSION, DEPRECATED_API_VERSION, EndpointPic
 from epp.settings.problems import InvalidConfig, Path, Problem, Report, listed, place
 from epp.settings.profiles import resolve_handler, resolve_profiles
 from epp.settings.registry import Registry
-from epp.settings.sections import check_data_layer, check_feature_gates, check_flow_control
+from epp.settings.sections import check_feature_gates, check_flow_control
 
 DEFAULT_PARSERS = ("openai-parser", "anthropic-parser", "vllmhttp-parser", "passthrough-parser")
 """llm-d's list; those that are not registered are left out."""
@@ -117,7 +118,7 @@ def _warn_of_deprecated(config: EndpointPickerConfig, report: Report) -> None:
 def _resolve(config: EndpointPickerConfig, instances: Instances, document: Document, report: Report) -> Resolved | None:
     gates = check_feature_gates(config, report)
     instances.configure([(spec, ("plugins", index)) for index, spec in enumerate(config.plugins)])
-    check_data_layer(config, instances, report)
+    sources, taken = resolve_sources(config, instances, report)
     check_flow_control(config, gates, instances, report)
     profiles, members = resolve_profiles(config, instances, report)
     handler = resolve_handler(tuple(profiles), instances, report)
@@ -125,7 +126,7 @@ def _resolve(config: EndpointPickerConfig, instances: Instances, document: Docum
     asked_for = instances.asked_for.values()
     hooked = [i for i in instances.by_name.values() if i.hooked or i in members or i in asked_for]
     fetchers, producers = resolve_producers(instances, hooked, report)
-    _warn_of_unused(instances, {*members, *parsers, *asked_for}, report)
+    _warn_of_unused(instances, {*members, *parsers, *asked_for, *taken}, report)
     if handler is None or report.errors:
         return None
     router = Router(
@@ -138,6 +139,7 @@ def _resolve(config: EndpointPickerConfig, instances: Instances, document: Docum
         screeners=tuple(screener.plugged() for screener in instances.of("screener")),
         admitters=tuple(admitter.plugged() for admitter in instances.of("admitter")),
         header_readers=tuple(reader.plugged() for reader in instances.of("header reader")),
+        sources=sources,
         warnings=tuple(str(_problem(document, *warning)) for warning in report.warnings),
         origin=document.origin,
     )

@@ -8,20 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from epp.quantities import parse_duration, parse_quantity
+from epp.plugin import Duration
+from epp.quantities import parse_quantity
 
 API_VERSION = "llm-d.ai/v1alpha1"
 DEPRECATED_API_VERSION = "inference.networking.x-k8s.io/v1alpha1"
 KIND = "EndpointPickerConfig"
-
-
-def _duration(value: Any) -> Any:
-    if not isinstance(value, str):
-        raise ValueError('a duration is a string, such as "200ms" or "30s"')
-    seconds = parse_duration(value)
-    if seconds < 0:
-        raise ValueError(f"{value!r} is negative: a duration is 0 or more")
-    return seconds
 
 
 def _quantity(value: Any) -> Any:
@@ -34,9 +26,7 @@ def _quantity(value: Any) -> Any:
     return count
 
 
-Duration = Annotated[float, BeforeValidator(_duration)]
-"""Seconds."""
-Quantity = Annotated[int, BeforeValidator(_quantity)]
+Quantity = Annotated[int, BeforeValidator(_quantity, json_schema_input_type=int | str)]
 
 
 class Section(BaseModel):

@@ -1,6 +1,6 @@
-"""The sections that are read and checked, but have no effect yet: feature gates, the data layer and flow control."""
+"""The sections that are read and checked, but have no effect yet: feature gates and flow control."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from epp.settings.catalogue import NO_EFFECT_YET
 from epp.settings.instances import Instances
@@ -11,7 +11,7 @@ _GATES: Mapping[str, bool] = {"flowControl": False, "haPopulateNonLeaderDatastor
 _TRUE, _FALSE = {"1", "t", "true"}, {"0", "f", "false"}
 _NO_EFFECT = "is accepted, has no effect yet"
 
-_Reference = tuple[Path, str, str]
+Reference = tuple[Path, str, str]
 """Where a reference stands, the name, and the kind of plugin that it must name."""
 
 
@@ -32,14 +32,6 @@ def check_feature_gates(config: EndpointPickerConfig, report: Report) -> dict[st
     return gates
 
 
-def check_data_layer(config: EndpointPickerConfig, instances: Instances, report: Report) -> None:
-    """Whether everything that `dataLayer` refers to is there."""
-    if config.data_layer is None:
-        return
-    report.warning(("dataLayer",), _NO_EFFECT)
-    _check(_data_references(config), instances, report)
-
-
 def check_flow_control(
     config: EndpointPickerConfig, gates: Mapping[str, bool], instances: Instances, report: Report
 ) -> None:
@@ -50,10 +42,10 @@ def check_flow_control(
         off = "" if gates["flowControl"] else "; in llm-d, too, it needs the feature gate flowControl"
         report.warning(("flowControl",), f"{_NO_EFFECT}{off}")
         _check_priorities(config.flow_control, report)
-        _check(_flow_references(config.flow_control), instances, report)
+        check(_flow_references(config.flow_control), instances, report)
     if config.saturation_detector is not None:
         path = ("saturationDetector", "pluginRef")
-        _check([(path, config.saturation_detector.plugin_ref, "saturation detector")], instances, report)
+        check([(path, config.saturation_detector.plugin_ref, "saturation detector")], instances, report)
 
 
 def _check_priorities(section: FlowControl, report: Report) -> None:
@@ -64,7 +56,8 @@ def _check_priorities(section: FlowControl, report: Report) -> None:
         seen.add(band.priority)
 
 
-def _check(references: Iterator[_Reference] | list[_Reference], instances: Instances, report: Report) -> None:
+def check(references: Iterable[Reference], instances: Instances, report: Report) -> None:
+    """Whether each reference leads to a plugin of its kind."""
     for path, name, kind in references:
         if name in instances.by_name:
             instance = instances.by_name[name]
@@ -81,18 +74,7 @@ def _check(references: Iterator[_Reference] | list[_Reference], instances: Insta
             report.error(path, f'"{name}" is no {kind}, it is: {listed(kinds)}')
 
 
-def _data_references(config: EndpointPickerConfig) -> Iterator[_Reference]:
-    section = config.data_layer
-    for index, source in enumerate(section.sources if section else ()):
-        path = ("dataLayer", "sources", index)
-        yield (*path, "pluginRef"), source.plugin_ref, "data source"
-        for number, extractor in enumerate(source.extractors):
-            yield (*path, "extractors", number, "pluginRef"), extractor.plugin_ref, "extractor"
-    if section and section.discovery:
-        yield ("dataLayer", "discovery", "pluginRef"), section.discovery.plugin_ref, "discovery"
-
-
-def _flow_references(section: FlowControl) -> Iterator[_Reference]:
+def _flow_references(section: FlowControl) -> Iterator[Reference]:
     bands: list[tuple[Path, PriorityBand | None]] = [
         (("defaultPriorityBand",), section.default_priority_band),
         (("defaultNegativePriorityBand",), section.default_negative_priority_band),

@@ -10,7 +10,7 @@ apiVersion: llm-d.ai/v1alpha1
 kind: EndpointPickerConfig
 plugins:
 - type: load-aware-scorer
-- type: utilization-detector
+- type: edf-ordering-policy
 """
 
 
@@ -25,7 +25,7 @@ def test_check(file, capsys):
     assert main(["config", "check", str(file)]) == 0
     out, err = capsys.readouterr()
     assert out == f"{file}: ok\n"
-    assert err == f'{file}: warning: plugins[1]: "utilization-detector" is accepted, has no effect yet\n'
+    assert err == f'{file}: warning: plugins[1]: "edf-ordering-policy" is accepted, has no effect yet\n'
 
 
 def test_check_errors(file, capsys):

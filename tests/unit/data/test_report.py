@@ -3,7 +3,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from epp.data.engines import ENGINES, VLLM, EngineSpec, Selector, custom_key, gauge, info, with_names
+from epp.data.engines import ENGINES, VLLM, EngineSpec, Selector, gauge, info
 from epp.data.exposition import Exposition, ExpositionError
 from epp.data.report import Reader, restarted
 from epp.errors import ConfigError
@@ -17,6 +17,7 @@ from epp.keys import (
     WAITING,
     WAITING_LORAS,
     Key,
+    attribute,
 )
 
 SGLANG = {"llm-d.ai/engine-type": "sglang"}
@@ -298,31 +299,15 @@ def test_selector_wants_all_labels() -> None:
 
 def test_custom_engine() -> None:
     """An engine of the operator's own, with a metric that the pool has no name for."""
-    key = custom_key("batch_age")
+    key = attribute("batch_age")
     spec = EngineSpec(
         "mine", (gauge(WAITING, "my_queue{kind=all}"), gauge(key, "my_age", "max"), info(RUNNING, "i", "n"))
     )
     page = b'my_queue{kind="all"} 2\nmy_queue{kind="vip"} 9\nmy_age{r="0"} 1\nmy_age{r="1"} 3\ni{n="4"} 1\n'
     report = Reader((*ENGINES, spec), default="mine").read(page, {})
     assert (report.engine, report.values) == ("mine", {WAITING: 2, key: 3, RUNNING: 4})
-    assert custom_key("batch_age") is key
+    assert attribute("batch_age") is key
     assert math.isnan(key.missing)
-
-
-def test_with_names() -> None:
-    """vLLM's metrics under names of the operator's choice, the others as they are."""
-    engines = with_names(waiting="q{a=b}", kv_usage="kv", lora="adapters", cache_info="cache")
-    page = (
-        b'q{a="b"} 1\nq{a="c"} 2\nvllm:num_requests_waiting 9\nvllm:num_requests_running 3\nkv{e="0"} 0.5\nkv 0.25\n'
-        b'cache{block_size="8",num_gpu_blocks="7"} 1\n'
-        b'adapters{max_lora="1",running_lora_adapters="x",waiting_lora_adapters=""} 1\n'
-    )
-    report = Reader(engines).read(page, {})
-    values = {WAITING: 1, RUNNING: 3, KV_USAGE: 0.5, CACHE_BLOCK_SIZE: 8, CACHE_BLOCKS: 7}
-    assert report.values == values | {ACTIVE_LORAS: 1, WAITING_LORAS: 0, MAX_LORAS: 1}
-    assert report.active == {"x"}
-    assert Reader(engines).read(SGLANG_PAGE.encode(), SGLANG).engine == "sglang"
-    assert with_names() == ENGINES
 
 
 def test_engines_must_have_names_of_their_own() -> None:

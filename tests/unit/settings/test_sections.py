@@ -56,14 +56,14 @@ def test_sections(load):
     router = load("""
 featureGates: [flowControl]
 plugins:
-- {type: metrics-data-source, name: page}
+- {type: models-data-source, name: page}
 - type: program-aware-fairness
 dataLayer:
   injectDefaults: false
   sources:
   - pluginRef: page
-    extractors: [{pluginRef: core-metrics-extractor}]
-  discovery: {pluginRef: file-discovery}
+    extractors: [{pluginRef: models-data-extractor}]
+  discovery: {pluginRef: multicluster-file-discovery}
   crossReplicaSyncInterval: 1m30s
 flowControl:
   maxBytes: 1Gi
@@ -80,9 +80,8 @@ flowControl:
   enableEviction: true
 """)
     assert router.warnings == (
-        'plugins[0]: "metrics-data-source" is accepted, has no effect yet',
+        'plugins[0]: "models-data-source" is accepted, has no effect yet',
         'plugins[1]: "program-aware-fairness" is accepted, has no effect yet',
-        "dataLayer: is accepted, has no effect yet",
         "featureGates: flowControl is accepted, has no effect yet",
         "flowControl: is accepted, has no effect yet",
     )
@@ -125,8 +124,8 @@ def test_gate_off(load, gate):
             id="undefined source",
         ),
         pytest.param(
-            "dataLayer: {sources: [{pluginRef: metrics-data-source, extractors: [{pluginRef: file-discovery}]}]}",
-            'dataLayer.sources[0].extractors[0].pluginRef: "file-discovery" is no extractor, it is: discovery',
+            "dataLayer: {sources: [{pluginRef: models-data-source, extractors: [{pluginRef: dcgm-data-source}]}]}",
+            'dataLayer.sources[0].extractors[0].pluginRef: "dcgm-data-source" is no extractor, it is: data source',
             id="wrong extractor",
         ),
         pytest.param(

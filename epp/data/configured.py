@@ -1,0 +1,52 @@
+"""What the command line and the configuration say about scraping, joined: a flag that is given wins."""
+
+from collections.abc import Iterable
+
+from epp.data.client import ScrapeOptions
+from epp.data.engines import ENGINES, EngineSpec, overridden
+from epp.data.report import Reader
+from epp.options import ServeOptions
+from epp.sources import EngineMetrics, Extraction, Page
+
+
+def scrape_options(options: ServeOptions, page: Page | None) -> ScrapeOptions:
+    """Which page is scraped, how and how often."""
+    page = page or Page()
+    insecure = options.model_server_metrics_https_insecure_skip_verify
+    return ScrapeOptions(
+        interval=options.refresh_metrics_interval if page.interval is None else page.interval,
+        scheme=options.model_server_metrics_scheme or page.scheme,
+        path=options.model_server_metrics_path or page.path,
+        port=options.model_server_metrics_port or page.port,
+        insecure=page.insecure if insecure is None else insecure,
+        ca=page.ca,
+        certificate=page.certificate,
+        key=page.key,
+    )
+
+
+def page_reader(options: ServeOptions, extraction: Extraction | None) -> Reader:
+    """How the page is read.
+
+    Raises:
+        ConfigError: a metric is no selector, or the default engine isn't there.
+    """
+    said = extraction or Extraction("")
+    flags = EngineMetrics(
+        "vllm",
+        waiting=options.total_queued_requests_metric,
+        running=options.total_running_requests_metric,
+        kv_usage=options.kv_cache_usage_percentage_metric,
+        lora=options.lora_info_metric,
+        cache_info=options.cache_info_metric,
+    )
+    engines = [overridden(engine, flags) if engine.name == flags.name else engine for engine in _engines(said)]
+    return Reader(engines, said.default, said.labels)
+
+
+def _engines(said: Extraction) -> Iterable[EngineSpec]:
+    """Those that are configured, and then the known ones that aren't."""
+    known = {engine.name: engine for engine in ENGINES}
+    for metrics in said.engines:
+        yield overridden(known.pop(metrics.name, EngineSpec(metrics.name, ())), metrics, said.name)
+    yield from known.values()
