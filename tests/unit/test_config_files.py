@@ -64,7 +64,8 @@ def test_default():
     assert router.profiles["default"].picker.type == "max-score-picker"
     assert router.handler.type == "single-profile-handler"
     assert [p.type for p in router.producers] == ["approx-prefix-cache-producer"]
-    assert [p.type for p in router.parsers] == ["openai-parser", "passthrough-parser"]
+    parsers = ["openai-parser", "anthropic-parser", "vllmhttp-parser", "passthrough-parser"]
+    assert [p.type for p in router.parsers] == parsers
     assert router.warnings == ()
 
 
