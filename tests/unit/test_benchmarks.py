@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from epp.settings import Registry
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -21,3 +23,13 @@ def test_a_smoke_run_prints_rows(name):
     printed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert len(printed) == len({tuple(row[key] for key in keys) for row in printed}) == rows
     assert all(0 < row["p50_us"] <= row["p99_us"] for row in printed)
+
+
+def test_a_smoke_run_of_the_plugins():
+    """Every type that is called for requests has its microseconds, at every size."""
+    command = [sys.executable, str(BENCHMARKS / "plugins.py"), "--smoke", "--json"]
+    printed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    registry = Registry.installed()
+    kinds = {"filter", "scorer", "picker", "profile handler", "producer", "screener", "admitter", "header reader"}
+    assert {name for name in registry.types if kinds & set(registry.find(name).kinds)} <= set(printed)
+    assert all(set(row) == {"10", "100", "1000"} and min(row.values()) > 0 for row in printed.values())
