@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epp.keys import INFLIGHT_REQUESTS, INFLIGHT_TOKENS, Key
+from epp.objects import Objects
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -82,7 +83,8 @@ class Pool:
 
     `slots` maps an endpoint's id to its slot, `endpoints` a slot to its endpoint (None if free). Columns are float64
     arrays over all slots, made on first use. `fresh_until` is the time up to which what an endpoint's last scrape said
-    counts as current, `updated` the time of that scrape.
+    counts as current, `updated` the time of that scrape. `objects` are the objectives and model rewrites in force,
+    replaced as a whole.
     """
 
     def __init__(self, capacity: int = 16) -> None:
@@ -91,6 +93,7 @@ class Pool:
         self.generations = [0] * capacity
         self.version = 0
         self.synced = False
+        self.objects = Objects()
         self.fresh_until = np.full(capacity, -np.inf)
         self.updated = np.full(capacity, np.nan)
         self.eligible = np.zeros(capacity, dtype=bool)
@@ -479,9 +482,12 @@ class Candidates:
         column.flags.writeable = False
         self._columns[key] = column
 
-    def keeping(self, mask: Mask) -> "Candidates":
-        """Those for whom the mask is true, for a decision that begins with them; nothing may have been produced yet."""
-        return Candidates(self._pool, self.slots[mask], self.now)
+    def keeping(self, which: Mask | Ints) -> "Candidates":
+        """Those for whom a mask is true, or those at these positions, for a decision that begins with them.
+
+        What has been produced for others is not theirs.
+        """
+        return Candidates(self._pool, self.slots[which], self.now)
 
     def narrow(self, mask: Mask, peer: Pick | None = None) -> "Candidates":
         """Those for whom the mask is true, as candidates of their own."""

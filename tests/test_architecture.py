@@ -14,12 +14,26 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 BASE = frozenset(
-    {"errors", "formats", "files", "keys", "options", "pool", "prefix", "quantities", "request", "sources", "states"}
+    {
+        "errors",
+        "formats",
+        "files",
+        "keys",
+        "objects",
+        "options",
+        "pool",
+        "prefix",
+        "quantities",
+        "request",
+        "sources",
+        "splice",
+        "states",
+    }
 )
 SDK = BASE | {"plugin"}
 SIBLINGS = frozenset({"data", "extproc", "flow", "observe", "schedule", "settings"})
 PATH = frozenset({"configuration", "exchange", "hooks", "pipeline", "reading"})
-BESIDE = frozenset({"demo", "engine", "envoy", "replay", "sidecar", "testing"})
+BESIDE = frozenset({"contract", "demo", "engine", "envoy", "replay", "sidecar", "testing"})
 
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "errors": frozenset(),
@@ -32,12 +46,15 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "prefix": frozenset({"keys"}),
     "formats": frozenset({"errors", "request"}),
     "options": frozenset({"errors", "quantities"}),
-    "pool": frozenset({"errors", "keys"}),
+    "objects": frozenset(),
+    "splice": frozenset(),
+    "pool": frozenset({"errors", "keys", "objects"}),
     "plugin": BASE,
     **dict.fromkeys(SIBLINGS, SDK),
     **dict.fromkeys(PATH, SDK | SIBLINGS | PATH),
     "app": SDK | SIBLINGS | PATH,
     "testing": SDK,
+    "contract": SDK | {"schedule", "settings", "testing"},
     "engine": BASE,
     "envoy": BASE,
     "sidecar": BASE,
@@ -57,6 +74,8 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "request": frozenset({"msgspec"}),
     "sources": frozenset(),
     "states": frozenset(),
+    "objects": frozenset(),
+    "splice": frozenset(),
     "pool": frozenset({"numpy"}),
     "prefix": frozenset({"numpy", "xxhash"}),
     "formats": frozenset({"msgspec", "xxhash"}),

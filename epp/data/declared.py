@@ -8,8 +8,8 @@
         namespace: default         # the default
         metricsPort: 9100          # the default is the port itself
 
-The file is YAML or JSON. A document of another kind in it is left to whoever reads that kind. What can't be used is a
-`ConfigError` that names the place and the remedy.
+The file is YAML or JSON. Documents of Kubernetes' kinds in it are read by `epp.data.objects`, those of other kinds are
+left out. What can't be used is a `ConfigError` that names the place and the remedy.
 """
 
 import difflib
@@ -22,7 +22,9 @@ from typing import Any
 
 import yaml
 
+from epp.data.objects import PoolSpec, read_objects
 from epp.errors import ConfigError
+from epp.objects import Objects
 
 _FIELDS = ("name", "namespace", "address", "port", "ports", "labels", "metricsPort")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -81,19 +83,51 @@ def _static(item: str) -> Declared:
     return Declared(name, host, (_port(match[4], place),), place=place)
 
 
-def parse_file(data: bytes, file: str) -> tuple[Declared, ...]:
-    """Reads the endpoints of a file's content; `file` is what messages call it.
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a file says.
+
+    Attributes:
+        declared: the endpoints that its InferencePool selects; all of them if it has none.
+        objects: the objectives and model rewrites.
+        warnings: what of it has no effect.
+    """
+
+    declared: tuple[Declared, ...]
+    objects: Objects
+    warnings: tuple[str, ...] = ()
+
+
+def parse_file(data: bytes, file: str, pool_name: str = "") -> Contents:
+    """Reads a file's content.
+
+    Args:
+        data: the content.
+        file: what messages call it.
+        pool_name: of the pool that this picker is for; "" if it has no name.
 
     Raises:
-        ConfigError: it can't be read, has no `endpoints`, or an entry can't be used.
+        ConfigError: it can't be read, has neither `endpoints` nor objects, or an entry can't be used.
     """
     documents = [document for document in _documents(data, file) if document is not None]
+    placed = [(_document_place(file, number, documents), each) for number, each in enumerate(documents, 1)]
+    objects, pool, warnings = read_objects(placed, pool_name, file)
     ours = [document for document in documents if not _of_another_kind(document)]
-    if not ours:
+    if not ours and objects == Objects() and pool is None:
         raise ConfigError(f"{file}: there is no `endpoints:` in it (an empty pool is `endpoints: []`)")
-    declared = tuple(entry for document in ours for entry in _entries(document, file))
+    declared = tuple(entry for document in ours for entry in _entries(document, file, pool))
     check_unique(declared)
-    return declared
+    return Contents(_selected(declared, pool), objects, warnings)
+
+
+def _document_place(file: str, number: int, documents: Sequence[Any]) -> str:
+    return file if len(documents) == 1 else f"{file}: document {number}"
+
+
+def _selected(declared: tuple[Declared, ...], pool: PoolSpec | None) -> tuple[Declared, ...]:
+    if pool is None or not pool.labels:
+        return declared
+    return tuple(entry for entry in declared if pool.labels.items() <= entry.labels.items())
 
 
 def check_unique(declared: Iterable[Declared]) -> None:
@@ -131,7 +165,7 @@ def _of_another_kind(document: Any) -> bool:
     return isinstance(document, dict) and "kind" in document and "endpoints" not in document
 
 
-def _entries(document: Any, file: str) -> Iterable[Declared]:
+def _entries(document: Any, file: str, pool: PoolSpec | None) -> Iterable[Declared]:
     if not isinstance(document, dict):
         raise ConfigError(f"{file}: expected `endpoints:` with a list, found {_kind_of(document)}")
     _known(document, ("endpoints", "kind", "apiVersion", "metadata"), file)
@@ -139,17 +173,18 @@ def _entries(document: Any, file: str) -> Iterable[Declared]:
     if not isinstance(entries, list):
         raise ConfigError(f"{file}: endpoints: expected a list, found {_kind_of(entries)}; write [] for an empty pool")
     for index, entry in enumerate(entries):
-        yield _entry(entry, f"{file}: endpoints[{index}]")
+        yield _entry(entry, f"{file}: endpoints[{index}]", pool.ports if pool else ())
 
 
-def _entry(entry: Any, place: str) -> Declared:
+def _entry(entry: Any, place: str, usual_ports: tuple[int, ...]) -> Declared:
     if not isinstance(entry, dict):
         raise ConfigError(f"{place}: expected name, address and port, found {_kind_of(entry)}")
     _known(entry, _FIELDS, place)
     for required in ("name", "address"):
         if required not in entry:
             raise ConfigError(f"{place}: {required} is missing")
-    ports = _ports(entry, place)
+    ranked = "port" not in entry
+    ports = usual_ports if ranked and usual_ports and "ports" not in entry else _ports(entry, place)
     metrics_port = _port(entry["metricsPort"], f"{place}.metricsPort") if "metricsPort" in entry else None
     if metrics_port is not None and len(ports) > 1:
         raise ConfigError(f"{place}.metricsPort: each port must have metrics of its own; write an entry for each port")
@@ -160,7 +195,7 @@ def _entry(entry: Any, place: str) -> Declared:
         namespace=_name(entry.get("namespace", "default"), f"{place}.namespace"),
         labels=_labels(entry.get("labels") or {}, f"{place}.labels"),
         metrics_port=metrics_port,
-        ranked="ports" in entry,
+        ranked=ranked,
         place=place,
     )
 

@@ -8,12 +8,12 @@ and what is known of its cache.
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from epp.data.declared import Declared, check_unique, parse_file
+from epp.data.declared import Contents, Declared, check_unique, parse_file
 from epp.errors import ConfigError
 from epp.files import Signature, at_rest, signature
 from epp.pool import Endpoint, Pool
@@ -73,6 +73,7 @@ class Discovery:
         resolve: looks up a host name.
         on_error: hears of a file that can't be used and of names that don't resolve, once per change.
         on_pool: hears of the ids of endpoints added and removed; one with a new address is both.
+        pool_name: whose objects in the file are ours; "" for those of any pool.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Discovery:
         resolve: Resolve = resolve_host,
         on_error: Callable[[str], None] = lambda _: None,
         on_pool: OnPool = lambda *_: None,
+        pool_name: str = "",
     ) -> None:
         self._pool = pool
         self._static = tuple(static)
@@ -93,6 +95,7 @@ class Discovery:
         self._resolve = resolve
         self._on_error = on_error
         self._on_pool = on_pool
+        self._pool_name = pool_name
         self._declared = self._static
         self._signature: Signature | None = None
         self._told: dict[str, str] = {}  # what of -> the last error told of it
@@ -112,7 +115,7 @@ class Discovery:
         """
         if self._file is not None:
             self._signature = await asyncio.to_thread(signature, self._file)
-            self._declared = await asyncio.to_thread(self._read, self._file)
+            self._take(await asyncio.to_thread(self._read, self._file))
         await self._update()
         self._pool.synced = True
         loops = [self._watch_names()]
@@ -138,11 +141,17 @@ class Discovery:
         if await asyncio.to_thread(signature, file) == self._signature:
             return
         self._signature = await at_rest(partial(asyncio.to_thread, signature, file), self._options.settle)
-        self._declared = await asyncio.to_thread(self._read, file)
+        self._take(await asyncio.to_thread(self._read, file))
         self._told.pop(str(file), None)
         await self._update()
 
-    def _read(self, file: Path) -> tuple[Declared, ...]:
+    def _take(self, contents: Contents) -> None:
+        self._declared = contents.declared
+        self._pool.objects = contents.objects
+        for warning in contents.warnings:
+            self._tell(warning, warning)
+
+    def _read(self, file: Path) -> Contents:
         try:
             with file.open("rb") as stream:
                 data = stream.read(self._options.max_bytes + 1)
@@ -150,9 +159,10 @@ class Discovery:
             raise ConfigError(f"{file}: can't be read: {error.strerror or error}") from error
         if len(data) > self._options.max_bytes:
             raise ConfigError(f"{file}: longer than {self._options.max_bytes} bytes")
-        declared = self._static + parse_file(data, str(file))
+        contents = parse_file(data, str(file), self._pool_name)
+        declared = self._static + contents.declared
         check_unique(declared)
-        return declared
+        return replace(contents, declared=declared)
 
     # --- host names
 

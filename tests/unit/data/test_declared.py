@@ -55,7 +55,7 @@ endpoints:
 - {name: b, namespace: other, address: "[fd00::1]", ports: [8000, "8001"]}
 - {name: c, address: c.svc, port: 8000, metricsPort: 9100, labels: }
 """
-    assert [(e, dict(e.labels), e.place) for e in parse_file(page, "f")] == [
+    assert [(e, dict(e.labels), e.place) for e in parse_file(page, "f").declared] == [
         (Declared("a", "10.0.0.1", (8000,), labels={"llm-d.ai/role": "decode"}, place="f: endpoints[0]"),
          {"llm-d.ai/role": "decode"}, "f: endpoints[0]"),
         (Declared("b", "fd00::1", (8000, 8001), "other", ranked=True, place="f: endpoints[1]"), {}, "f: endpoints[1]"),
@@ -84,12 +84,12 @@ endpoints: [{name: a, address: 10.0.0.1, port: 8000}]
 @pytest.mark.parametrize("data", FORMS.values(), ids=FORMS.keys())
 def test_file_forms(data: bytes) -> None:
     """YAML or JSON, alone or among documents that are somebody else's."""
-    assert [(e.name, e.host, e.ports) for e in parse_file(data, "f")] == [("a", "10.0.0.1", (8000,))]
+    assert [(e.name, e.host, e.ports) for e in parse_file(data, "f").declared] == [("a", "10.0.0.1", (8000,))]
 
 
 def test_empty_pool() -> None:
     """An empty list is a pool without endpoints, and no error."""
-    assert parse_file(b"endpoints: []", "f") == ()
+    assert parse_file(b"endpoints: []", "f").declared == ()
 
 
 def entry(**changes: object) -> bytes:
@@ -99,7 +99,7 @@ def entry(**changes: object) -> bytes:
 
 FILE_ERRORS = {
     "empty": (b"", "f: there is no `endpoints:` in it"),
-    "only other documents": (b"kind: InferenceObjective", "f: there is no `endpoints:` in it"),
+    "only other documents": (b"kind: ConfigMap", "f: there is no `endpoints:` in it"),
     "half written YAML": (b"endpoints:\n- {name: a, addr", r"f: line \d, column \d+: not YAML"),
     "not YAML": (b"endpoints: [\n- }", r"f: line \d, column \d+: not YAML"),
     "not JSON": (b'{"endpoints": [', "f: neither YAML nor JSON"),
@@ -150,4 +150,4 @@ def test_file_errors(data: bytes, message: str) -> None:
 def test_one_name_in_two_namespaces() -> None:
     """Names are unique within a namespace only."""
     data = json.dumps({"endpoints": [ENTRY, ENTRY | {"namespace": "b", "port": 8001}]}).encode()
-    assert [(e.namespace, e.name) for e in parse_file(data, "f")] == [("default", "a"), ("b", "a")]
+    assert [(e.namespace, e.name) for e in parse_file(data, "f").declared] == [("default", "a"), ("b", "a")]

@@ -1,0 +1,67 @@
+"""What Kubernetes' InferenceObjective and InferenceModelRewrite say, wherever they come from: one immutable value."""
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of an InferenceModelRewrite.
+
+    Attributes:
+        name: of the InferenceModelRewrite.
+        models: that the rule is for; none of them for every model.
+        targets: the models to ask in its place.
+        weights: how often each is taken, relative to the others; all None for equally often. A target without a weight
+            beside others with one is never taken.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    targets: tuple[str, ...]
+    weights: tuple[int | None, ...]
+
+    def target(self, source: random.Random) -> str:
+        """One of the targets, by weighted chance."""
+        if len(self.targets) == 1:
+            return self.targets[0]
+        if all(weight is None for weight in self.weights):
+            return source.choice(self.targets)
+        return source.choices(self.targets, [weight or 0 for weight in self.weights])[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The objects in force; made by `of`.
+
+    Attributes:
+        priorities: by the name of an InferenceObjective.
+        exact: the rule for a model.
+        generic: the rule for all others, if there is one.
+    """
+
+    priorities: Mapping[str, int] = field(default_factory=dict)
+    exact: Mapping[str, Rule] = field(default_factory=dict)
+    generic: Rule | None = None
+
+    @classmethod
+    def of(cls, priorities: Mapping[str, int], rules: Iterable[Rule]) -> "Objects":
+        """Of several rules for one model the first counts, of several for every model too."""
+        exact: dict[str, Rule] = {}
+        generic: Rule | None = None
+        for rule in rules:
+            for model in rule.models:
+                exact.setdefault(model, rule)
+            if not rule.models:
+                generic = generic or rule
+        return cls(dict(priorities), exact, generic)
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether there is any rule."""
+        return bool(self.exact) or self.generic is not None
+
+    def rule(self, model: str) -> Rule | None:
+        """The rule for a model that a client names; one for it beats one for all."""
+        return self.exact.get(model, self.generic)
