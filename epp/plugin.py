@@ -25,6 +25,8 @@ What the loader reads off a class beside its methods, all of it optional:
   in the producer of that name.
 - `load_based`: see `Filter.keep`.
 - `stability = "alpha"`: loads with a warning. `deprecated = "write ... instead"`: loads with that warning.
+- `loads_only = "has no ... yet"`: loads with that warning. `kind = "fairness policy"`: what a class without any of the
+  methods is. `remarks`: an instance's warnings about its own parameters.
 - `bind(profiles)`: a profile handler's, called with the profiles' names; raises ValueError if they don't fit.
 - `state()`: plain data for `/debug/plugins/state`.
 - `close()`: called once, when the configuration has been replaced and its last request has ended, or at the end.

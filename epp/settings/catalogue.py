@@ -22,41 +22,22 @@ NO_EFFECT_YET: Mapping[str, str] = {
     "models-data-extractor": "extractor",
     "dcgm-extractor": "extractor",
     "multicluster-file-discovery": "discovery",
-    "global-strict-fairness-policy": "fairness policy",
-    "round-robin-fairness-policy": "fairness policy",
-    "program-aware-fairness": "fairness policy",
-    "fcfs-ordering-policy": "ordering policy",
-    "edf-ordering-policy": "ordering policy",
-    "slo-deadline-ordering-policy": "ordering policy",
-    "static-usage-limit-policy": "usage limit policy",
-    "priority-holdback-policy": "usage limit policy",
-    "soft-reflective-ceiling-policy": "usage limit policy",
-    "sheddable-eviction-filter": "eviction policy",
-    "priority-then-time-eviction-order-policy": "eviction policy",
-    "token-producer": "producer",
 }
-"""Types of the data layer and of flow control by kind: a file that names them loads, with a warning.
-
-The same goes for `token-producer`: the mechanism estimates a prompt's tokens from its bytes.
-"""
+"""Types of the data layer by kind: a file that names them loads, with a warning."""
 
 _MULTICLUSTER = "pools of several clusters"
-_MULTIMODAL = "multimodal inputs"
 _PRECISE = "a prefix index fed by KV events"
 _REQUEST_CONTROL = "admitters, screeners and reporters"
 
 NOT_BUILT_YET: Mapping[str, str] = {
     "multicluster-session-affinity-filter": _MULTICLUSTER,
     "precise-prefix-cache-scorer": _PRECISE,
-    "mm-embeddings-cache-scorer": _MULTIMODAL,
     "multicluster-queue-scorer": _MULTICLUSTER,
     "multicluster-kv-cache-utilization-scorer": _MULTICLUSTER,
     "multicluster-prefix-cache-scorer": _MULTICLUSTER,
     "multicluster-approx-prefix-cache-producer": _MULTICLUSTER,
     "precise-prefix-cache-producer": _PRECISE,
     "burst-prefix-cache-producer": "joint placement of bursts",
-    "mm-embeddings-cache-producer": _MULTIMODAL,
-    "disaggregatedset-rollout-screener": _REQUEST_CONTROL,
     "request-attribute-reporter": _REQUEST_CONTROL,
 }
 """Types that decide where requests go, by the feature they belong to: a file that names them does not load."""

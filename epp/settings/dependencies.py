@@ -59,7 +59,7 @@ def _writer(key: Key, reader: Instance, instances: Instances, report: Report) ->
     writer = instances.inject(key.producer, reader.path)
     if writer is None:
         return None
-    if writer.plugin is None:
+    if writer.plugin is None or writer.inert:
         if writer.inert:
             report.error(reader.path, f"{reader.title} reads {key.name} from {writer.title}, which has no effect yet")
         return None

@@ -16,9 +16,9 @@ from epp.settings.catalogue import ALIASES, NO_EFFECT_YET, NOT_BUILT_YET
 from epp.settings.decode import decode, explain
 from epp.settings.models import PluginSpec
 from epp.settings.problems import Path, Report, listed, nearest, place, suggestion
-from epp.settings.registry import PluginClass, Registry, is_file
+from epp.settings.registry import METHODS, PluginClass, Registry, is_file
 
-_HOOKED = {"profile handler", "producer", "fetcher", "observer", "screener", "admitter", "header reader"}
+_HOOKED = {"profile handler", "producer", "fetcher", "observer", "screener", "admitter", "header reader", "tokenizer"}
 """Kinds that work without being referred to."""
 
 
@@ -60,7 +60,8 @@ class Instance:
     @property
     def inert(self) -> bool:
         """Whether its type is accepted without an effect."""
-        return self.type in NO_EFFECT_YET and self.plugin is None
+        methods = any(callable(getattr(self.plugin, method, None)) for method in METHODS)
+        return not methods and (self.type in NO_EFFECT_YET or bool(getattr(self.plugin, "loads_only", False)))
 
     @property
     def title(self) -> str:
@@ -156,8 +157,8 @@ class Instances:
         if found is None and entry is None:
             hint = suggestion(name, self._named)
             raise UnknownPlugin(f'no plugin is called "{name}"; there are: {listed(self._named)}{hint}', name)
-        if found is None or found.plugin is None:
-            inert = found is not None and found.inert
+        inert = found is not None and found.inert
+        if found is None or found.plugin is None or inert:
             raise UnknownPlugin(f'"{name}" has no effect yet' if inert else "", name)  # broken: the report says why
         self.asked_for[found.name] = found
         return found.plugin
@@ -234,6 +235,8 @@ class Instances:
             self._report.warning(path, f'"{found.type}" is deprecated: {found.deprecated}')
         if found.stability != "stable":
             self._report.warning(path, f'"{found.type}" is {found.stability}: its parameters and effect may change')
+        if found.loads_only:
+            self._report.warning(path, f'"{found.type}" is accepted, {found.loads_only}')
 
     def _build(self, found: PluginClass, spec: PluginSpec, below: Path, path: Path) -> Instance:
         name = spec.name or (found.name if is_file(spec.type) else spec.type)
@@ -253,6 +256,8 @@ class Instances:
             self._report.error(below, f'"{name}" can\'t be built: {reason}')
             return Instance(name, found.type, found.kinds, path=path)
         self._warn_of_deprecated(parameters, below)
+        for remark in getattr(plugin, "remarks", ()):
+            self._report.warning(below, str(remark))
         return Instance(name, found.type, found.kinds, plugin, parameters, spec.parameters, path)
 
     def _context_of(self, name: str, type_name: str) -> Context:

@@ -177,5 +177,5 @@ def _parser_refs(config: EndpointPickerConfig) -> list[tuple[Path, str]]:
 def _warn_of_unused(instances: Instances, used: Iterable[Instance], report: Report) -> None:
     used = set(used)
     for instance in instances.by_name.values():
-        if instance.path and instance.plugin and instance not in used and not instance.hooked:
+        if instance.path and instance.plugin and instance not in used and not (instance.hooked or instance.inert):
             report.warning(instance.path, f"{instance.title} is referred to by nothing, so it has no effect")

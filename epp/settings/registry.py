@@ -53,8 +53,10 @@ _FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<name>\w+))?")
 
 
 def kinds(cls: type) -> tuple[str, ...]:
-    """What a class is by the methods it has, in the order of `METHODS`: ("filter", "scorer")."""
-    return tuple(dict.fromkeys(kind for method, kind in METHODS.items() if callable(getattr(cls, method, None))))
+    """What a class is by the methods it has, in the order of `METHODS`: ("filter", "scorer"); else what it says."""
+    found = tuple(dict.fromkeys(kind for method, kind in METHODS.items() if callable(getattr(cls, method, None))))
+    said = getattr(cls, "kind", None)
+    return found or ((said,) if isinstance(said, str) else ())
 
 
 def is_file(type_name: str) -> bool:
@@ -89,6 +91,17 @@ class PluginClass:
     def deprecated(self) -> str:
         """What to write instead; "" for a type that is not deprecated."""
         return str(getattr(self.cls, "deprecated", ""))
+
+    @property
+    def loads_only(self) -> str:
+        """Of a type that is accepted without all of its effect, what is missing; "" for others."""
+        said = getattr(self.cls, "loads_only", False)
+        return said if isinstance(said, str) else "has no effect yet" if said else ""
+
+    @property
+    def status(self) -> str:
+        """Whether the type has its effect: "implemented" or "loads-only"."""
+        return "loads-only" if self.loads_only else "implemented"
 
     @property
     def summary(self) -> str:

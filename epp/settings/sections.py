@@ -65,8 +65,8 @@ def check(references: Iterable[Reference], instances: Instances, report: Report)
             kinds = instance.kinds
         elif name in NO_EFFECT_YET:
             kinds = (NO_EFFECT_YET[name],)
-        elif kind in instances.kinds_of(name):
-            continue
+        elif instances.kinds_of(name):
+            kinds = instances.kinds_of(name)
         else:
             instances.refer(name, path)
             continue

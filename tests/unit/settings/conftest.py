@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from epp_plugins.detectors import ConcurrencyDetector, UtilizationDetector
+from epp_plugins.flow_control import EdfOrderingPolicy, ProgramAwareFairness, StaticUsageLimitPolicy
 from epp_plugins.pickers import MaxScorePicker, RandomPicker
 from epp_plugins.profile_handlers import SingleProfileHandler
 from epp_plugins.queue_depth import QueueScorer
@@ -141,6 +142,9 @@ TYPES: dict[str, type] = {
     "watcher": Watcher,
     "utilization-detector": UtilizationDetector,
     "concurrency-detector": ConcurrencyDetector,
+    "program-aware-fairness": ProgramAwareFairness,
+    "edf-ordering-policy": EdfOrderingPolicy,
+    "static-usage-limit-policy": StaticUsageLimitPolicy,
     "openai-parser": JsonParser,
     "passthrough-parser": AnyParser,
 }

@@ -125,7 +125,7 @@ def test_wrong_producer():
 
 def test_producer_without_effect():
     """A type that has no effect yet writes nothing."""
-    text = "plugins: [{type: prefix-scorer, parameters: {producer: tokens}}, {type: token-producer, name: tokens}]"
+    text = "plugins: [{type: prefix-scorer, parameters: {producer: tokens}}, {type: dcgm-extractor, name: tokens}]"
     (message,) = errors({}, text)
     assert message.endswith('reads matched_tokens from "tokens" (plugins[1]), which has no effect yet')
 

@@ -81,7 +81,7 @@ flowControl:
 """)
     assert router.warnings == (
         'plugins[0]: "models-data-source" is accepted, has no effect yet',
-        'plugins[1]: "program-aware-fairness" is accepted, has no effect yet',
+        'plugins[1].type: "program-aware-fairness" is accepted, has no effect yet: flow control is not enabled',
         "featureGates: flowControl is accepted, has no effect yet",
         "flowControl: is accepted, has no effect yet",
     )
@@ -157,8 +157,8 @@ def test_gate_off(load, gate):
             "flowControl: {priorityBands: [{}]}", "flowControl.priorityBands[0].priority: is required", id="no priority"
         ),
         pytest.param(
-            "flowControl: {defaultPriorityBand: {fairnessPolicyRef: fcfs-ordering-policy}}",
-            'flowControl.defaultPriorityBand.fairnessPolicyRef: "fcfs-ordering-policy" is no fairness policy, it is: '
+            "flowControl: {defaultPriorityBand: {fairnessPolicyRef: edf-ordering-policy}}",
+            'flowControl.defaultPriorityBand.fairnessPolicyRef: "edf-ordering-policy" is no fairness policy, it is: '
             "ordering policy",
             id="wrong policy",
         ),
