@@ -239,6 +239,7 @@ class App:
             DiscoveryOptions(watch=said is None or said.watch),
             on_error=lambda message: log.error("%s", message),
             on_pool=self._pool_changed,
+            pool_name=options.pool_name,
         )
 
     def _pool_changed(self, added: Sequence[str], removed: Sequence[str]) -> None:
@@ -281,6 +282,7 @@ class App:
                 use_subset=not options.disable_endpoint_subset_filter,
                 emit_scores=options.emit_endpoint_scores,
             ),
+            random=self._random,
             health=Health(self.scraper.connection_failed, self.scraper.suspected),
         )
 

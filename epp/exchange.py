@@ -21,8 +21,10 @@ from epp.observe.metrics import Metrics, RequestSeries
 from epp.observe.record import Record
 from epp.plugin import Candidates, Pick, Plugged, Request, ResponseReader, Usage
 from epp.pool import Endpoint, Leg
+from epp.rewriting import Rewriting
 from epp.schedule import Decision
 from epp.schedule.guard import Point
+from epp.splice import Renamer
 
 if TYPE_CHECKING:
     from epp.pipeline import Pipeline
@@ -92,6 +94,7 @@ class Exchange:
         "_parser",
         "_pipeline",
         "_reader",
+        "_renamer",
         "_sent_to",
         "_series",
         "_side_legs",
@@ -99,6 +102,7 @@ class Exchange:
         "hooks",
         "record",
         "request",
+        "rewriting",
     )
 
     def __init__(self, pipeline: "Pipeline") -> None:
@@ -106,6 +110,7 @@ class Exchange:
         self.hooks.users.count += 1
         self.record = Record("", pipeline.wall(), pipeline.now())
         self.request: Request | None = None
+        self.rewriting: Rewriting | None = None
         self.has_id = False
         self._encoded = False
         self._pipeline = pipeline
@@ -115,6 +120,7 @@ class Exchange:
         self._series: RequestSeries | None = None
         self._parser: Plugged | None = None
         self._reader: ResponseReader | None = None
+        self._renamer: Renamer | None = None
         self._last: float | None = None
         pipeline.observe.metrics.streams_inflight.inc()
 
@@ -144,7 +150,9 @@ class Exchange:
     def note_request(self, request: Request) -> Request:
         """Notes what was read; keeps it without its prompts, since a stream may be open for an hour."""
         record = self.record
-        record.model, record.fairness_id = request.model[:LONGEST], request.fairness_id[:LONGEST]
+        record.target_model, record.fairness_id = request.model[:LONGEST], request.fairness_id[:LONGEST]
+        record.model = request.client_model[:LONGEST] or record.target_model
+        record.rewrite = self.rewriting.rule if self.rewriting is not None else ""
         record.priority = request.priority
         record.size = request.size if request.parser else None
         self.request = request.without_prompts()
@@ -245,12 +253,13 @@ class Exchange:
         for leg in (*self._side_legs, *([] if self._leg is None else [self._leg])):
             self._pipeline.pool.release(leg)
 
-    def response_body(self, event: ResponseBody) -> None:
-        """Notes a piece of the response's body."""
+    def response_body(self, event: ResponseBody, *, whole: bool = False, fixed: bool = False) -> bytes | None:
+        """Notes a piece of the response's body; gives another one where a name is to be changed in it."""
         outcome, now = self.record.outcome, self._pipeline.now()
         if outcome.response_bytes is None:
             outcome.response_bytes = 0
             self._reader = self._new_reader()
+            self._renamer = self._new_renamer(fixed=fixed)
         outcome.response_bytes += len(event.data)
         if event.data:
             if self._last is None:
@@ -260,6 +269,21 @@ class Exchange:
             self._last = now
         if self._reader is not None:
             self._feed(self._reader, event)
+        if self._renamer is None:
+            return None
+        data = self._renamer.feed(event.data, end=whole or event.end)
+        return None if data == event.data else data
+
+    def response_rest(self) -> bytes:
+        """What has been held back when the body has ended in trailers."""
+        return b"" if self._renamer is None else self._renamer.feed(b"", end=True)
+
+    def _new_renamer(self, *, fixed: bool) -> Renamer | None:
+        rewriting = self.rewriting
+        if rewriting is None or not rewriting.changes or fixed or self._encoded:
+            return None
+        events = bool(self.record.outcome.streaming)
+        return Renamer(rewriting.paths, rewriting.target, rewriting.client, events=events)
 
     def _feed(self, reader: ResponseReader, event: ResponseBody) -> None:
         try:  # not through the guard: pieces are too many to time each

@@ -7,6 +7,7 @@ Everything between I/O is one synchronous step: no request is judged on what ano
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from random import Random
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from epp.hooks import Hooks
 from epp.plugin import Candidates, Pick, Request, Router
 from epp.pool import Pool
 from epp.reading import read
+from epp.rewriting import rewriting_of, rewritten
 from epp.schedule import Decision, admit, decide, enter_fetched, fetch, produce, screen
 
 
@@ -46,6 +48,7 @@ class Pipeline:
     wall: Callable[[], float]
     options: Options = Options()
     health: Health = field(default_factory=Health)
+    random: Random = field(default_factory=Random)
 
     async def route(self, exchange: Exchange, arrival: Arrival) -> Answer:
         """The way of a request, from its arrival to its answer.
@@ -55,7 +58,12 @@ class Pipeline:
         """
         hooks, guard = exchange.hooks, self.observe.guard
         router = hooks.router
-        request = exchange.note_request(read(router, arrival, exchange.record.id, guard))
+        objects = self.pool.objects
+        request = read(router, arrival, exchange.record.id, guard, objects)
+        exchange.rewriting = rewriting_of(request, arrival, router.parsers, objects, self.random)
+        if exchange.rewriting is not None:
+            request = request.for_model(exchange.rewriting.target)
+        exchange.note_request(request)
         candidates = self._candidates(router, request, arrival)
         if router.fetchers:
             fetched = await fetch(router, request, candidates, guard)
@@ -69,7 +77,7 @@ class Pipeline:
         insist_on_cache(exchange, request)
         for plugged, picked in hooks.picked:
             guard.call("PreRequest", plugged, picked, request, decision, candidates)
-        return self._answer(exchange, pick)
+        return self._answer(exchange, arrival, pick)
 
     def open(self) -> Exchange:
         """A new stream's exchange."""
@@ -105,7 +113,7 @@ class Pipeline:
             raise ResourceExhausted(message, reason="rejected-saturated")
         raise ServiceUnavailable(message, reason="rejected-no-endpoints")
 
-    def _answer(self, exchange: Exchange, pick: Pick) -> Answer:
+    def _answer(self, exchange: Exchange, arrival: Arrival, pick: Pick) -> Answer:
         hooks, guard, request, decision = exchange.hooks, self.observe.guard, exchange.request, exchange.record.decision
         headers: dict[str, str] = {} if exchange.has_id else {"x-request-id": exchange.record.id}
         for plugged, ask in hooks.request_headers:
@@ -116,7 +124,10 @@ class Pipeline:
         if hooks.destination and destination != pick.destination:
             exchange.redirected(destination)
         scores = self._scores(exchange) if self.options.emit_scores else None
-        return Answer(destination, tuple(headers.items()), scores)
+        rewriting, body = exchange.rewriting, None
+        if rewriting is not None and rewriting.changes and arrival.body:
+            body = rewritten(arrival.body, rewriting)
+        return Answer(destination, tuple(headers.items()), scores, body)
 
     def _scores(self, exchange: Exchange) -> Mapping[str, float]:
         decision = exchange.record.decision

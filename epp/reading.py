@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from epp.errors import BadRequest
 from epp.extproc.events import Arrival
+from epp.objects import Objects
 from epp.plugin import Body, Plugged, Request, Router
 from epp.schedule import Guard
 
@@ -12,7 +13,7 @@ AGENT = "agent-identity/"
 """How the key of the attribute begins that stands in for a fairness id."""
 
 
-def read(router: Router, arrival: Arrival, request_id: str, guard: Guard) -> Request:
+def read(router: Router, arrival: Arrival, request_id: str, guard: Guard, objects: Objects) -> Request:
     """Turns headers and body into a request; a body that the mode doesn't show is scheduled by load.
 
     Raises:
@@ -25,6 +26,7 @@ def read(router: Router, arrival: Arrival, request_id: str, guard: Guard) -> Req
         parser = parser_for(router.parsers, path)
         body, size, name = _parsed(parser, path, arrival), len(arrival.body), parser.name
     attributes = _attributes(router, headers, guard) if router.header_readers else {}
+    objective = _first(headers, "x-llm-d-inference-objective", "x-gateway-inference-objective")
     return Request(
         id=request_id,
         path=path,
@@ -32,7 +34,8 @@ def read(router: Router, arrival: Arrival, request_id: str, guard: Guard) -> Req
         body=body,
         size=size,
         parser=name,
-        objective=_first(headers, "x-llm-d-inference-objective", "x-gateway-inference-objective"),
+        priority=objects.priorities.get(objective, 0) if objective else 0,
+        objective=objective,
         fairness_id=_first(headers, "x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
         or next((value for key, value in attributes.items() if key.startswith(AGENT)), "")
         or "default-flow",

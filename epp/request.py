@@ -45,6 +45,7 @@ class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
         objective: the name of the InferenceObjective that the client asks for, or "".
         fairness_id: whom the request is accounted to.
         attributes: what header readers have found, by `name/producer`.
+        client_model: the model that the client names, if a rewrite has put another one in its place; "" otherwise.
     """
 
     id: str
@@ -57,6 +58,12 @@ class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
     objective: str = ""
     fairness_id: str = "default-flow"
     attributes: Mapping[str, str] = {}
+    client_model: str = ""
+
+    def for_model(self, target: str) -> "Request":
+        """The same for another model than the client names."""
+        body = msgspec.structs.replace(self.body, model=target)
+        return msgspec.structs.replace(self, body=body, client_model=self.body.model)
 
     def without_prompts(self) -> "Request":
         """The same without its prompts, for whoever keeps it as long as its stream is open."""
@@ -66,7 +73,7 @@ class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
 
     @property
     def model(self) -> str:
-        """The model that the client names; "" where the format has none."""
+        """The model that is asked: the client's, or what a rewrite has made of it; "" where the format has none."""
         return self.body.model
 
     @property

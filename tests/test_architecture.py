@@ -32,7 +32,7 @@ BASE = frozenset(
 )
 SDK = BASE | {"plugin"}
 SIBLINGS = frozenset({"data", "extproc", "flow", "observe", "schedule", "settings"})
-PATH = frozenset({"configuration", "exchange", "hooks", "pipeline", "reading"})
+PATH = frozenset({"configuration", "exchange", "hooks", "pipeline", "reading", "rewriting"})
 BESIDE = frozenset({"contract", "demo", "engine", "envoy", "replay", "sidecar", "testing"})
 
 MAY_IMPORT: dict[str, frozenset[str]] = {

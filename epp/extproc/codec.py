@@ -16,6 +16,7 @@ from epp.extproc.events import (
     Immediate,
     Modes,
     Piece,
+    Replace,
     Reply,
     RequestBody,
     RequestHeaders,
@@ -32,7 +33,7 @@ SUBSET_KEY = "x-gateway-destination-endpoint-subset"
 LB_NAMESPACE = "envoy.lb"
 SERVED_KEY = "x-gateway-destination-endpoint-served"
 SCORES_KEY = "x-gateway-destination-endpoint-scores"
-RESPONSE_HEADERS = frozenset({":status", "content-type", "content-encoding"})
+RESPONSE_HEADERS = frozenset({":status", "content-type", "content-encoding", "content-length"})
 
 CONNECTION_FAILURE = 0x20
 """The bit of Envoy's `response.flags` that its access log shows as UF."""
@@ -155,7 +156,17 @@ def encode(reply: Reply) -> bytes:
     if isinstance(reply, Route):
         # A generated request id, like scores, is never seen again.
         return _route_message(reply).SerializeToString() if reply.unique else _route(reply)
-    return _immediate(reply)
+    return _replace(reply) if isinstance(reply, Replace) else _immediate(reply)
+
+
+def _replace(reply: Replace) -> bytes:
+    response = ProcessingResponse()
+    common = getattr(response, reply.phase).response
+    common.body_mutation.body = reply.data
+    for name, value in reply.set_headers:
+        common.header_mutation.set_headers.append(_option(name, value))
+    encoded: bytes = response.SerializeToString()
+    return encoded
 
 
 def _piece(reply: Piece) -> bytes:
@@ -203,6 +214,8 @@ def _route_message(reply: Route) -> ProcessingResponse:
     for name, value in reply.answer.set_headers:
         mutation.set_headers.append(_option(name, value))
     mutation.remove_headers.extend(reply.remove)
+    if reply.answer.body is not None:
+        common.body_mutation.body = reply.answer.body
     metadata = response.dynamic_metadata
     metadata[LB_NAMESPACE] = {DESTINATION_HEADER: reply.answer.destination}
     if reply.answer.scores is not None:

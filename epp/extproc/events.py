@@ -90,24 +90,30 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
         body: the body; None where the mode doesn't show it, b"" if there is none.
         subset: the endpoints (`ip` or `ip:port`) that Envoy allows; None for all.
         partial: the body may be cut off (BUFFERED_PARTIAL).
+        fixed: the body can't be changed, since its pieces are given back one by one (GRPC).
     """
 
     headers: Mapping[str, str]
     body: bytes | None
     subset: Sequence[str] | None
     partial: bool = False
+    fixed: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
-    """Where a request goes: what its headers and metadata say from now on."""
+    """Where a request goes: what its headers and metadata say from now on; `body` takes the place of its body."""
 
     destination: str
     set_headers: tuple[tuple[str, str], ...] = ()
     scores: Mapping[str, float] | None = None
+    body: bytes | None = None
 
 
 class Route(msgspec.Struct, frozen=True, gc=False):
-    """Answers the request's headers, or in BUFFERED mode its body, with the destination; `phase` as in `Continue`."""
+    """Answers the request's headers, or in BUFFERED mode its body, with the destination; `phase` as in `Continue`.
+
+    The answer's body, if it has one, takes the place of the buffered one.
+    """
 
     phase: str
     answer: Answer
@@ -116,7 +122,8 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     @property
     def unique(self) -> bool:
         """Whether an equal route will hardly come again."""
-        return bool(self.answer.set_headers) or self.answer.scores is not None
+        answer = self.answer
+        return bool(answer.set_headers) or answer.scores is not None or answer.body is not None
 
 
 class Continue(msgspec.Struct, frozen=True, gc=False):
@@ -136,6 +143,14 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
     compressed: bool = False
 
 
+class Replace(msgspec.Struct, frozen=True, gc=False):
+    """Gives another piece of a body in the modes that let a piece pass as it is; `phase` as in `Continue`."""
+
+    phase: str
+    data: bytes
+    set_headers: tuple[tuple[str, str], ...] = ()
+
+
 class Immediate(msgspec.Struct, frozen=True):
     """Answers the client at once; the stream is over."""
 
@@ -143,4 +158,4 @@ class Immediate(msgspec.Struct, frozen=True):
     request_id: str
 
 
-Reply = Route | Continue | Piece | Immediate
+Reply = Route | Continue | Piece | Replace | Immediate

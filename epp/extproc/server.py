@@ -13,15 +13,18 @@ from epp.extproc.codec import decode, encode
 from epp.extproc.events import (
     Answer,
     Arrival,
+    BodyMode,
     Continue,
     Event,
     Modes,
+    Piece,
     Reply,
     RequestHeaders,
     ResponseBody,
     ResponseHeaders,
+    ResponseTrailers,
 )
-from epp.extproc.session import Phase, ProtocolError, Session
+from epp.extproc.session import BUFFERED, Phase, ProtocolError, Session
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
@@ -48,8 +51,18 @@ class Exchange(Protocol):
         """Notes the response's headers; headers to set on it."""
         ...
 
-    def response_body(self, event: ResponseBody) -> None:
-        """Notes a piece of the response's body."""
+    def response_body(self, event: ResponseBody, *, whole: bool, fixed: bool) -> bytes | None:
+        """Notes a piece of the response's body; what to give in its place, if anything.
+
+        Args:
+            event: the piece.
+            whole: nothing comes after it, whatever it says itself.
+            fixed: nothing can be given in its place.
+        """
+        ...
+
+    def response_rest(self) -> bytes:
+        """What has been held back of the body, when it has ended in trailers."""
         ...
 
     def close(self, ending: Ending, *, complete: bool) -> None:
@@ -105,7 +118,7 @@ class ExternalProcessor:
         if message is grpc.aio.EOF:
             return False
         event = decode(message)
-        if isinstance(event, (ResponseBody, ResponseHeaders)):
+        if isinstance(event, (ResponseBody, ResponseHeaders, ResponseTrailers)):
             replies = self._passed(session, exchange, event)
         else:
             replies = await self._request(session, exchange, event)
@@ -130,12 +143,19 @@ class ExternalProcessor:
             fault = Internal("the endpoint picker failed; its log says why")
             return (session.refuse(fault, exchange.refused(fault)),)
 
-    def _passed(self, session: Session, exchange: Exchange, event: ResponseBody | ResponseHeaders) -> Iterable[Reply]:
-        replies = session.receive(event)
+    def _passed(
+        self, session: Session, exchange: Exchange, event: ResponseBody | ResponseHeaders | ResponseTrailers
+    ) -> Iterable[Reply]:
+        replies, mode = session.receive(event), session.modes.response
         try:
             if isinstance(event, ResponseBody):
-                exchange.response_body(event)
-            elif added := exchange.response_headers(event):
+                data = exchange.response_body(event, whole=mode in BUFFERED, fixed=mode is BodyMode.GRPC)
+                return replies if data is None else session.changed(event, data)
+            if isinstance(event, ResponseTrailers):
+                rest = exchange.response_rest()
+                duplex = mode is BodyMode.FULL_DUPLEX_STREAMED
+                return (Piece("response_body", rest, end=False), *replies) if rest and duplex else replies
+            if added := exchange.response_headers(event):
                 return (Continue("response_headers", tuple(added)),)
         except Exception as error:  # noqa: BLE001 (a response passes whatever we make of it)
             self._crashed(error)

@@ -11,9 +11,11 @@ are answered first with nothing in it, and the body's reply carries the destinat
 destination is in the reply to the headers, since Envoy sends no body before that.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any
+
+from msgspec.structs import replace
 
 from epp.errors import BadRequest, EppError, PayloadTooLarge, RequestError
 from epp.extproc.events import (
@@ -25,6 +27,7 @@ from epp.extproc.events import (
     Immediate,
     Modes,
     Piece,
+    Replace,
     Reply,
     RequestBody,
     RequestHeaders,
@@ -40,6 +43,7 @@ PIECE_BYTES = 62_000
 
 DUPLEX = frozenset({BodyMode.FULL_DUPLEX_STREAMED, BodyMode.GRPC})
 AT_HEADERS = frozenset({BodyMode.NONE, BodyMode.STREAMED})
+BUFFERED = frozenset({BodyMode.BUFFERED, BodyMode.BUFFERED_PARTIAL})
 
 DESTINATION_HEADER = "x-gateway-destination-endpoint"
 
@@ -99,6 +103,7 @@ class Session:
 
     __slots__ = (
         "_headers",
+        "_length",
         "_limit",
         "_pieces",
         "_size",
@@ -116,6 +121,7 @@ class Session:
         self.arrival: Arrival | None = None
         self.response_ended = False
         self._limit = limit
+        self._length: int | None = None  # of the response, where it is buffered
         self._headers: dict[str, str] = {}
         self._subset: Sequence[str] | None = None
         self._pieces: list[RequestBody] = []
@@ -137,6 +143,8 @@ class Session:
         if isinstance(event, ResponseHeaders):
             self.modes = event.modes or self.modes
             self.response_ended = event.end
+            if self.modes.response in BUFFERED and "content-length" in event.headers:
+                self._length = _content_length(event.headers)
             return (Continue("response_headers"),)
         if isinstance(event, ResponseTrailers):
             self.response_ended = True
@@ -152,6 +160,7 @@ class Session:
         if arrival is None:
             raise ProtocolError(f"no request waits for an answer in phase {self.phase.name}")
         pieces, self._pieces, self._headers = self._pieces, [], {}
+        body, answer = answer.body, answer if answer.body is None else replace(answer, body=None)
         ours = {DESTINATION_HEADER, *[name for name, _ in answer.set_headers]}  # set over what the client sent
         remove = tuple([name for name in arrival.headers if name in ROUTING_HEADERS and name not in ours])
         if not pieces:
@@ -160,10 +169,11 @@ class Session:
         elif self.modes.request in DUPLEX:
             self.phase = Phase.ENDED
             yield Route("request_headers", answer, remove)
-            yield from _give_back(pieces, self.modes.request, arrival.body or b"", end=not self._trailers)
+            whole = (arrival.body or b"") if body is None else body
+            yield from _give_back(pieces, self.modes.request, whole, end=not self._trailers)
         else:
             self.phase = Phase.ENDED if pieces[-1].end else Phase.PASSING
-            yield Route("request_body", answer, remove)
+            yield Route("request_body", answer if body is None else _with_body(answer, body, arrival.headers), remove)
         if self._trailers:
             self.phase = Phase.ENDED
             yield Continue("request_trailers")
@@ -222,6 +232,16 @@ class Session:
         """The client has its answer; what was under way is of no use."""
         return ()
 
+    def changed(self, event: ResponseBody, data: bytes) -> Sequence[Reply]:
+        """The replies that give this data in the place of a piece of the response, after `receive` has taken it."""
+        if self.modes.response is BodyMode.FULL_DUPLEX_STREAMED:
+            # Nothing may be left of a piece so far; the next one brings it.
+            return tuple(_split("response_body", replace(event, data=data))) if data or event.end else ()
+        if self._length is None:
+            return (Replace("response_body", data),)
+        length = str(self._length + len(data) - len(event.data))
+        return (Replace("response_body", data, (("content-length", length),)),)
+
     def _response_body(self, event: ResponseBody) -> Sequence[Reply]:
         self.response_ended = self.response_ended or event.end
         if self.modes.response in DUPLEX:
@@ -234,7 +254,7 @@ class Session:
 
     def _whole(self, body: bytes | None, *, partial: bool = False) -> Sequence[Reply]:
         self.phase = Phase.WHOLE
-        self.arrival = Arrival(self._headers, body, self._subset, partial)
+        self.arrival = Arrival(self._headers, body, self._subset, partial, self.modes.request is BodyMode.GRPC)
         return ()
 
     def _refuse_too_large(self, size: int) -> None:
@@ -275,6 +295,13 @@ def _split(phase: str, event: RequestBody | ResponseBody) -> Iterator[Piece]:
         return
     for start in range(0, len(data), PIECE_BYTES):
         yield Piece(phase, data[start : start + PIECE_BYTES], event.end and start + PIECE_BYTES >= len(data))
+
+
+def _with_body(answer: Answer, body: bytes, headers: Mapping[str, str]) -> Answer:
+    """The answer with a body, and with its length if the request tells one: Envoy doesn't correct it."""
+    if "content-length" not in headers:
+        return replace(answer, body=body)
+    return replace(answer, body=body, set_headers=(*answer.set_headers, ("content-length", str(len(body)))))
 
 
 def _content_length(headers: dict[str, str]) -> int:

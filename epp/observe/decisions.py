@@ -69,6 +69,7 @@ def render(record: Record) -> dict[str, Any]:
         "request_id": record.id,
         "timestamp": record.wall,
         "model": record.model or None,
+        "target_model": record.target_model or record.model or None,
         "priority": record.priority,
         "fairness_id": record.fairness_id,
         "size_bytes": record.size,

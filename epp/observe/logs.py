@@ -96,6 +96,7 @@ def _line(record: Record) -> dict[str, Any]:
         "message": "request",
         "request_id": record.id,
         "model": record.model or None,
+        "target_model": record.target_model or record.model or None,
         "endpoint": outcome.served_by or (pick.endpoints[0].hostport if pick is not None else None),
         "score": round(pick.score, 6) if pick is not None else None,
         "profile": pick.profile if pick is not None else None,

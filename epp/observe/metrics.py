@@ -85,7 +85,7 @@ class Metrics(Collector):
         self._pool, self._pool_name, self._streams, self._sizes = pool, pool_name, streams, sizes
         self._now, self._staleness = now, staleness
         self.families["llm_d_epp_info"].value("", __version__).set(1)
-        self._series: dict[tuple[str, str, int], RequestSeries] = {}
+        self._series: dict[tuple[str, str, str, int], RequestSeries] = {}
         self._models: set[str] = set()
         self._fairness_ids: set[str] = set()
         self._decided = self.families["llm_d_epp_scheduler_e2e_duration_seconds"].buckets()
@@ -115,15 +115,21 @@ class Metrics(Collector):
 
     def of(self, record: Record) -> RequestSeries:
         """The series of a request's labels."""
-        key = (record.model, record.fairness_id, record.priority)
+        key = (record.model, record.target_model, record.fairness_id, record.priority)
         series = self._series.get(key)
         if series is None:
-            model = _capped(record.model, self._models, MOST_MODELS)
+            model, target = self._named(record)
             fairness_id = _capped(record.fairness_id, self._fairness_ids, MOST_FAIRNESS_IDS)
-            series = RequestSeries(self.families, (model, model, fairness_id, str(record.priority)))
-            if OTHER not in (model, fairness_id):
+            series = RequestSeries(self.families, (model, target, fairness_id, str(record.priority)))
+            if OTHER not in (model, target, fairness_id):
                 self._series[key] = series
         return series
+
+    def _named(self, record: Record) -> tuple[str, str]:
+        """The labels of the model that the client names and of the one that is asked; both count for the limit."""
+        model = _capped(record.model, self._models, MOST_MODELS)
+        target = record.target_model or record.model
+        return model, model if target == record.model else _capped(target, self._models, MOST_MODELS)
 
     def routed(self, record: Record, series: RequestSeries) -> None:
         """Enters a request that has its destination."""
@@ -131,6 +137,9 @@ class Metrics(Collector):
         series.running.inc()
         if record.size is not None:
             series.size.observe(record.size)
+        if record.rewrite:
+            model, target = self._named(record)
+            self.families["llm_d_epp_model_rewrite_decisions_total"].value(record.rewrite, model, target).inc()
         self._decision(record, series)
 
     def _decision(self, record: Record, series: RequestSeries) -> None:
@@ -156,7 +165,7 @@ class Metrics(Collector):
         if record.error is not None:
             self.of(record).error(record.error.code).inc()
         if record.decision is not None and record.decision.found() is None:
-            target = _capped(record.model, self._models, MOST_MODELS)
+            _, target = self._named(record)
             self.families["llm_d_epp_scheduler_attempts_total"].value("failure", target, "", "", "").inc()
 
     def finished(self, record: Record, series: RequestSeries) -> None:

@@ -16,6 +16,8 @@ class Record(msgspec.Struct, eq=False):
         wall: when it arrived, seconds since the epoch.
         started: when it arrived, on the monotonic clock.
         model: the model that the client names; "" if none or not yet known.
+        target_model: the model that is asked for it.
+        rewrite: the InferenceModelRewrite that has chosen it; "" for none.
         size: bytes of the request's body; None if the body mode doesn't show it.
         decision: None until there is one.
         decided_in: seconds that the decision took.
@@ -30,6 +32,8 @@ class Record(msgspec.Struct, eq=False):
     wall: float
     started: float
     model: str = ""
+    target_model: str = ""
+    rewrite: str = ""
     fairness_id: str = "default-flow"
     priority: int = 0
     size: int | None = None

@@ -31,6 +31,7 @@ HIT_BYTES = (0.0, *(float(16 << n) for n in range(13)))
 INDEXER = ("plugin_name", "plugin_type")
 PLUGIN = ("extension_point", "plugin_type", "plugin_name")
 DECISION = ("plugin_name", "plugin_type", "model_name", "decision_type")
+REWRITE = ("model_rewrite_name", "model_name", "target_model")
 ATTEMPT = ("status", "target_model_name", "endpoint_name", "namespace", "port")
 
 
@@ -122,6 +123,11 @@ SPECS = (
         _epp("info", "gauge", ("commit", "build_ref"), "1, with the version."),
         "inference_extension_info",
         ("commit", "build_ref"),
+    ),
+    _with(
+        _epp("model_rewrite_decisions_total", "counter", REWRITE, "Requests whose model a rule has chosen."),
+        "inference_extension_model_rewrite_decisions_total",
+        REWRITE,
     ),
     _epp("datalayer_poll_errors_total", "counter", ("source_type",), "Scrapes that failed."),
     _with(

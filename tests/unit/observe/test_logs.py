@@ -42,7 +42,7 @@ def line_of(noted: Record) -> dict[str, Any]:
     return found
 
 
-FIELDS = """timestamp level message request_id model endpoint score profile status duration_ms ttft_ms tokens
+FIELDS = """timestamp level message request_id model target_model endpoint score profile status duration_ms ttft_ms tokens
 prompt_tokens cached_tokens ending error dropped_reason""".split()  # noqa: SIM905 (reads better)
 
 
@@ -57,6 +57,7 @@ def test_a_whole_request() -> None:
         "message": "request",
         "request_id": "r-1",
         "model": "m",
+        "target_model": "m",
         "endpoint": "10.0.0.3:8000",
         "score": 3,
         "profile": "default",
@@ -75,7 +76,7 @@ def test_a_whole_request() -> None:
 NOT_SHOWN: dict[str, tuple[dict[str, Any], set[str]]] = {
     "the request's headers alone": (
         {"model": "", "size": None, "outcome": Outcome(duration=0.0)},
-        {"model", "status", "ttft_ms", "tokens", "prompt_tokens", "cached_tokens", "ending"},
+        {"model", "target_model", "status", "ttft_ms", "tokens", "prompt_tokens", "cached_tokens", "ending"},
     ),
     "the response's headers, too": (
         {"outcome": Outcome(200, cause="done", duration=0.0)},
@@ -92,7 +93,7 @@ NOT_SHOWN: dict[str, tuple[dict[str, Any], set[str]]] = {
     "a request that never got whole": (
         {"decision": None, "model": "", "outcome": Outcome(cause="client-gone", duration=0.0)},
         {
-            *("model", "endpoint", "score", "profile", "status"),
+            *("model", "target_model", "endpoint", "score", "profile", "status"),
             *("ttft_ms", "tokens", "prompt_tokens", "cached_tokens"),
         },
     ),
