@@ -26,17 +26,14 @@ NO_EFFECT_YET: Mapping[str, str] = {
 """Types of the data layer by kind: a file that names them loads, with a warning."""
 
 _MULTICLUSTER = "pools of several clusters"
-_PRECISE = "a prefix index fed by KV events"
 _REQUEST_CONTROL = "admitters, screeners and reporters"
 
 NOT_BUILT_YET: Mapping[str, str] = {
     "multicluster-session-affinity-filter": _MULTICLUSTER,
-    "precise-prefix-cache-scorer": _PRECISE,
     "multicluster-queue-scorer": _MULTICLUSTER,
     "multicluster-kv-cache-utilization-scorer": _MULTICLUSTER,
     "multicluster-prefix-cache-scorer": _MULTICLUSTER,
     "multicluster-approx-prefix-cache-producer": _MULTICLUSTER,
-    "precise-prefix-cache-producer": _PRECISE,
     "burst-prefix-cache-producer": "joint placement of bursts",
     "request-attribute-reporter": _REQUEST_CONTROL,
 }

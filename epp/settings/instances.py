@@ -263,13 +263,20 @@ class Instances:
     def _context_of(self, name: str, type_name: str) -> Context:
         return replace(self._context(name), type=type_name, lookup=self.look_up)
 
-    def _warn_of_deprecated(self, parameters: BaseModel | None, below: Path) -> None:
-        if parameters is None:
+    def _warn_of_deprecated(self, value: Any, below: Path) -> None:
+        if isinstance(value, tuple):
+            for index, item in enumerate(value):
+                self._warn_of_deprecated(item, (*below, index))
+        if not isinstance(value, BaseModel):
             return
-        for name in parameters.model_fields_set:
-            info = type(parameters).model_fields.get(name)
-            if info and info.deprecated:
-                self._report.warning((*below, info.alias or name), f"is deprecated: {info.deprecation_message}")
+        for name, inner in value:
+            info = type(value).model_fields.get(name)
+            if info is None or name not in value.model_fields_set:
+                continue
+            path = (*below, info.alias or name)
+            if info.deprecated:
+                self._report.warning(path, f"is deprecated: {info.deprecation_message}")
+            self._warn_of_deprecated(inner, path)
 
 
 def _place_of(name: str, value: Any) -> Path | None:

@@ -17,6 +17,7 @@ from epp.settings.decode import decode_config
 from epp.settings.dependencies import resolve_producers
 from epp.settings.document import Document, read
 from epp.settings.instances import Instance, Instances
+from epp.settings.migrations import migrated
 from epp.settings.models import API_VERSION, DEPRECATED_API_VERSION, EndpointPickerConfig
 from epp.settings.problems import InvalidConfig, Path, Problem, Report, listed, place
 from epp.settings.profiles import resolve_handler, resolve_profiles
@@ -117,7 +118,7 @@ def _warn_of_deprecated(config: EndpointPickerConfig, report: Report) -> None:
 
 def _resolve(config: EndpointPickerConfig, instances: Instances, document: Document, report: Report) -> Resolved | None:
     gates = check_feature_gates(config, report)
-    instances.configure([(spec, ("plugins", index)) for index, spec in enumerate(config.plugins)])
+    instances.configure(migrated(config.plugins, report))
     sources, taken = resolve_sources(config, instances, report)
     check_flow_control(config, gates, instances, report)
     profiles, members = resolve_profiles(config, instances, report)

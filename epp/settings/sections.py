@@ -8,6 +8,9 @@ from epp.settings.models import EndpointPickerConfig, FlowControl, PriorityBand
 from epp.settings.problems import Path, Report, listed, suggestion
 
 _GATES: Mapping[str, bool] = {"flowControl": False, "haPopulateNonLeaderDatastore": True}
+_RETIRED = frozenset({"dataLayer", "experimentalDatalayer", "prepareDataPlugins"})
+"""Gates of llm-d's releases up to v0.8: what they switched on is always on."""
+
 _TRUE, _FALSE = {"1", "t", "true"}, {"0", "f", "false"}
 _NO_EFFECT = "is accepted, has no effect yet"
 
@@ -22,7 +25,9 @@ def check_feature_gates(config: EndpointPickerConfig, report: Report) -> dict[st
         path = ("featureGates", index)
         name, equals, text = (part.strip() for part in entry.partition("="))
         value = text.lower() if equals else "true"
-        if name not in _GATES:
+        if name in _RETIRED:
+            report.warning(path, f"{name} is no gate any more: leave it out")
+        elif name not in _GATES:
             hint = suggestion(name, _GATES)
             report.error(path, f'"{name}" is unknown or unregistered; there are: {listed(_GATES)}{hint}')
         elif value not in _TRUE | _FALSE:

@@ -1,4 +1,4 @@
-"""approx-prefix-cache-producer, prefix-cache-scorer: send a prompt to where its beginning is already cached.
+"""approx-prefix-cache-producer, precise-prefix-cache-producer, prefix-cache-scorer: send prompts where they are cached.
 
 What it does
     The producer keeps an index of what each endpoint should have in its KV cache: the prompts that were sent there, in
@@ -18,6 +18,9 @@ What it does
     Tokens are estimated at 4 bytes of prompt each, as llm-d does without a tokenizer. That is about right for English
     text; for others the shares are right and the lengths are not. The trailing part of a block is no part of the
     prompt here, as engines cache whole blocks. Prompts share blocks only under the same model and cache salt.
+
+    precise-prefix-cache-producer is to hear from the engines' KV events what each endpoint has. It doesn't yet, and
+    predicts it from the picks as approx-prefix-cache-producer does, in blocks of its `blockSizeTokens`, 64 at least.
 
 Reads
     - `cache_blocks`, `cache_block_size`: the engine's `vllm:cache_config_info`, with `autoTune`.
@@ -41,6 +44,17 @@ Parameters
       million blocks take from 10 MB (long prompts) to 100 MB (prompts of four blocks).
     - `maxPrefixBlocksToMatch` (2048): deprecated; the same in blocks, 0 for no limit.
     - `blockSize` (0): deprecated; in tokens, for `blockSizeTokens` if that is 16.
+
+    of precise-prefix-cache-producer; all but the block size are accepted without an effect yet:
+
+    - `tokenProcessorConfig`: `blockSizeTokens` (16), or `blockSize` (deprecated); `hashSeed` (""), `hashAlgorithm`
+      (cbor-fnv), or xxh64.
+    - `indexerConfig`: `kvBlockIndexConfig` with `inMemoryConfig` (`size`, `podCacheSize`), `costAwareMemoryConfig`
+      (`size`) or `redisConfig` (`address`), `enableMetrics`, `metricsLoggingInterval`; `kvCacheBackendConfigs`, of each
+      `name` and `weight`.
+    - `kvEventsConfig`: `zmqEndpoint`, `topicFilter`, `concurrency`, `engineType`, `discoverPods`,
+      `podDiscoveryConfig` (`podLabelSelector`, `podNamespace`, `socketPort`, `replaySocketPort`).
+    - `speculativeIndexing` (false), `speculativeTTL` (2s).
 
     of prefix-cache-scorer:
 
@@ -77,7 +91,7 @@ Where it departs from llm-d, and why
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -92,6 +106,7 @@ from epp.plugin import (
     Chain,
     Context,
     Decision,
+    Duration,
     Floats,
     Hasher,
     Key,
@@ -208,6 +223,104 @@ class ApproxPrefixCacheProducer:
             return self._default_capacity
         tokens = (c[CACHE_BLOCKS] * c[CACHE_BLOCK_SIZE])[c.slots == slot]
         return int(tokens[0]) // self._block if tokens.size and tokens[0] > 0 else self._default_capacity
+
+
+class TokenProcessor(epp.plugin.Parameters):
+    """`tokenProcessorConfig`."""
+
+    block_size_tokens: int = Field(default=DEFAULT_BLOCK, gt=0)
+    block_size: int | None = Field(default=None, gt=0, deprecated='write "blockSizeTokens"')
+    hash_seed: str = ""
+    hash_algorithm: Literal["cbor-fnv", "xxh64"] = "cbor-fnv"
+
+
+class InMemory(epp.plugin.Parameters):
+    """`inMemoryConfig`."""
+
+    size: float = Field(default=1e8, gt=0)
+    pod_cache_size: int = Field(default=10, gt=0)
+
+
+class CostAware(epp.plugin.Parameters):
+    """`costAwareMemoryConfig`."""
+
+    size: str = "2GiB"
+
+
+class Redis(epp.plugin.Parameters):
+    """`redisConfig`."""
+
+    address: str = "redis://127.0.0.1:6379"
+
+
+class BlockIndex(epp.plugin.Parameters):
+    """`kvBlockIndexConfig`."""
+
+    in_memory_config: InMemory | None = None
+    cost_aware_memory_config: CostAware | None = None
+    redis_config: Redis | None = None
+    enable_metrics: bool = False
+    metrics_logging_interval: int | None = None
+
+
+class Tier(epp.plugin.Parameters):
+    """One entry of `kvCacheBackendConfigs`."""
+
+    name: str
+    weight: float = 1.0
+
+
+class Indexer(epp.plugin.Parameters):
+    """`indexerConfig`."""
+
+    kv_block_index_config: BlockIndex = BlockIndex()
+    kv_cache_backend_configs: tuple[Tier, ...] = ()
+
+
+class PodDiscovery(epp.plugin.Parameters):
+    """`podDiscoveryConfig`."""
+
+    pod_label_selector: str = "llm-d.ai/inference-serving=true"
+    pod_namespace: str = ""
+    socket_port: int = Field(default=5557, ge=1, le=65535)
+    replay_socket_port: int = Field(default=0, ge=0, le=65535)
+
+
+class Events(epp.plugin.Parameters):
+    """`kvEventsConfig`."""
+
+    topic_filter: str = "kv@"
+    concurrency: int = Field(default=4, gt=0)
+    engine_type: Literal["vllm", "sglang"] = "vllm"
+    discover_pods: bool = True
+    zmq_endpoint: str = ""
+    pod_discovery_config: PodDiscovery = PodDiscovery()
+
+
+class PreciseParameters(epp.plugin.Parameters):
+    """See the module's manual."""
+
+    token_processor_config: TokenProcessor = TokenProcessor()
+    indexer_config: Indexer = Indexer()
+    kv_events_config: Events = Events()
+    speculative_indexing: bool = False
+    speculative_ttl: Duration = Field(default=2.0, alias="speculativeTTL")
+
+    @property
+    def block_tokens(self) -> int:
+        """The length of a block, in tokens."""
+        said = dict(self.token_processor_config)
+        return int(said["block_size"] or said["block_size_tokens"])
+
+
+class PrecisePrefixCacheProducer(ApproxPrefixCacheProducer):
+    """Tells how much of the prompt each endpoint has cached; from the picks, as long as no events come."""
+
+    loads_only = "has no KV events yet: it goes by the picks, as approx-prefix-cache-producer does"
+    Parameters = PreciseParameters  # type: ignore[assignment]
+
+    def __init__(self, parameters: PreciseParameters, context: Context) -> None:
+        super().__init__(ProducerParameters(block_size_tokens=parameters.block_tokens), context)
 
 
 class ScorerParameters(epp.plugin.Parameters):

@@ -109,10 +109,10 @@ def test_unknown_producer():
 
 def test_producer_not_built_yet():
     """llm-d's producers that are not built yet are called that."""
-    text = "plugins: [{type: prefix-scorer, parameters: {producer: precise-prefix-cache-producer}}]"
+    text = "plugins: [{type: prefix-scorer, parameters: {producer: burst-prefix-cache-producer}}]"
     (message,) = errors({}, text)
     assert message.startswith('plugins[0]: "prefix-scorer" (plugins[0]) reads matched_tokens from the producer ')
-    assert message.endswith("which this version doesn't have yet (it belongs to a prefix index fed by KV events)")
+    assert message.endswith("which this version doesn't have yet (it belongs to joint placement of bursts)")
 
 
 def test_wrong_producer():

@@ -1,0 +1,119 @@
+"""Entries of `plugins` from before a release moved something, as they are written now; one warning for each key.
+
+Up to v0.8 `prefix-cache-scorer` kept the prefix index itself: its parameters about blocks and capacity belong to the
+producer that it reads from. `precise-prefix-cache-scorer` brought a producer of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from epp.keys import APPROX_PREFIX_PRODUCER
+from epp.settings.models import PluginSpec
+from epp.settings.problems import Path, Report
+
+Entry = tuple[PluginSpec, Path]
+
+SCORER = "prefix-cache-scorer"
+PRECISE_SCORER = "precise-prefix-cache-scorer"
+PRECISE_PRODUCER = "precise-prefix-cache-producer"
+_REFERENCE = "prefixMatchInfoProducerName"
+
+_MOVED = (
+    "autoTune",
+    "blockSize",
+    "blockSizeTokens",
+    "hashBlockSize",
+    "lruCapacityPerServer",
+    "maxPrefixBlocksToMatch",
+    "maxPrefixTokensToMatch",
+)
+_CHARACTERS_PER_TOKEN = 4
+_SMALLEST_BLOCK = 64
+
+
+def migrated(specs: Sequence[PluginSpec], report: Report) -> list[Entry]:
+    """The entries with their places; what is added has the place of the entry that asks for it."""
+    entries: list[Entry] = [(spec, ("plugins", index)) for index, spec in enumerate(specs)]
+    entries = _without_precise_scorers(entries, report)
+    return _with_moved_parameters(entries, report)
+
+
+def _without_precise_scorers(entries: Sequence[Entry], report: Report) -> list[Entry]:
+    """Each as a `prefix-cache-scorer` of the one precise producer, which is added if there is none."""
+    producers = [spec.name or spec.type for spec, _ in entries if spec.type == PRECISE_PRODUCER]
+    found: list[Entry] = []
+    for spec, path in entries:
+        if spec.type != PRECISE_SCORER:
+            found.append((spec, path))
+            continue
+        report.warning(
+            (*path, "type"),
+            f'"{PRECISE_SCORER}" is deprecated: write "{SCORER}" with {_REFERENCE}, and a "{PRECISE_PRODUCER}"',
+        )
+        if len(producers) > 1:
+            report.error((*path, "type"), f"several producers could be meant, name one: {', '.join(producers)}")
+        if not producers:
+            producers.append(PRECISE_PRODUCER)
+            found.append((_producer(spec, path, report), path))
+        parameters = {_REFERENCE: producers[0]}
+        found.append((_changed(spec, type=SCORER, name=spec.name or spec.type, parameters=parameters), path))
+    return found
+
+
+def _producer(spec: PluginSpec, path: Path, report: Report) -> PluginSpec:
+    parameters = dict(spec.parameters)
+    indexer = parameters.get("indexerConfig")
+    if isinstance(indexer, dict) and "tokenizersPoolConfig" in indexer:
+        at = (*path, "parameters", "indexerConfig", "tokenizersPoolConfig")
+        report.warning(at, 'is deprecated, and has no effect: write a "token-producer"')
+        parameters["indexerConfig"] = {key: value for key, value in indexer.items() if key != "tokenizersPoolConfig"}
+    return PluginSpec(type=PRECISE_PRODUCER, parameters=parameters)
+
+
+def _with_moved_parameters(entries: Sequence[Entry], report: Report) -> list[Entry]:
+    """Old scorers' parameters about the index given to the producer that they read from."""
+    found = list(entries)
+    for index, (spec, path) in enumerate(entries):
+        moved = {key: spec.parameters[key] for key in _MOVED if key in spec.parameters}
+        if spec.type != SCORER or not moved:
+            continue
+        kept = {key: value for key, value in spec.parameters.items() if key not in moved}
+        name = kept.get(_REFERENCE) or APPROX_PREFIX_PRODUCER
+        for key in moved:
+            report.warning((*path, "parameters", key), f'is deprecated: write it at the producer, "{name}"')
+        found[index] = (_changed(spec, parameters=kept), path)
+        _give(_current(moved), str(name), path, found)
+    return found
+
+
+def _give(parameters: Mapping[str, Any], name: str, path: Path, entries: list[Entry]) -> None:
+    """Gives them to the producer of that name; what stands there already counts."""
+    for index, (spec, at) in enumerate(entries):
+        if (spec.name or spec.type) == name:
+            if spec.type == APPROX_PREFIX_PRODUCER:
+                entries[index] = (_changed(spec, parameters={**parameters, **spec.parameters}), at)
+            return
+    entries.append((PluginSpec(type=APPROX_PREFIX_PRODUCER, name=name, parameters=dict(parameters)), path))
+
+
+def _current(moved: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters as the producer has them now: blocks in tokens, and the limit in tokens."""
+    found = dict(moved)
+    characters, size = found.pop("hashBlockSize", None), found.pop("blockSize", None)
+    if isinstance(characters, int):
+        size = size or -(-characters // _CHARACTERS_PER_TOKEN)
+    if size:
+        found.setdefault("blockSizeTokens", size)
+    blocks = found.get("maxPrefixBlocksToMatch")
+    if isinstance(blocks, int) and blocks > 0:
+        del found["maxPrefixBlocksToMatch"]
+        block = found.get("blockSizeTokens")
+        tokens = blocks * max(block if isinstance(block, int) else 0, _SMALLEST_BLOCK)
+        found.setdefault("maxPrefixTokensToMatch", tokens)
+    elif blocks == 0:
+        found.setdefault("maxPrefixTokensToMatch", 0)
+    return found
+
+
+def _changed(spec: PluginSpec, **changes: Any) -> PluginSpec:
+    return spec.model_copy(update=changes)
