@@ -141,3 +141,11 @@ def attribute(name: str, producer: str = CORE_METRICS_EXTRACTOR) -> Key:
     if known is not None and producer in {"", known.producer or CORE_METRICS_EXTRACTOR}:
         return known
     return pool_key(name, missing=_NAN, source="metrics", producer=producer or CORE_METRICS_EXTRACTOR)
+
+
+MEDIA_PRODUCER = "mm-embeddings-cache-producer"
+
+
+def matched_media(producer: str = MEDIA_PRODUCER) -> Key:
+    """Pictures and other media of the request whose embeddings the endpoint is believed to hold, by that producer."""
+    return request_key("matched_media", producer, unit="items")

@@ -205,6 +205,14 @@ def kind_of(path: str) -> Kind:
     raise BadRequest(f"no parser registered matching path suffix for: {path}")
 
 
+def _has_parts(kind: Kind, fields: _Request) -> bool:
+    """Whether there is one prompt, of text, that may have media in it; token ids have any bytes."""
+    return kind.prompts in _OF_PARTS or (kind.prompts is _embeddings and fields.input is None)
+
+
+_OF_PARTS = (_chat, _responses, _conversations)
+
+
 def body(request: bytes, kind: Kind) -> Body:
     """Reads a request's body.
 
@@ -218,6 +226,7 @@ def body(request: bytes, kind: Kind) -> Body:
     return Body(
         model=model,
         prompts=prompts,
+        media=text.media_in(prompts[0]) if _has_parts(kind, fields) else (),
         cache_salt=text.string(fields.cache_salt),
         stream=text.flag(fields.stream),
         max_tokens=text.limit(fields.max_completion_tokens, fields.max_output_tokens, fields.max_tokens),

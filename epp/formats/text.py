@@ -24,6 +24,9 @@ MAX_TOKENS = 2**31 - 1
 MEMO_ENTRIES, MEMO_BYTES = 128, 64 * 1024
 """How many values the memo of canonical JSON holds, and up to which length each: at most 16 MB."""
 
+DIGEST_BYTES = 16
+"""Bytes of what tells one picture, sound or video from another."""
+
 TOKEN_BYTES = 4
 """Bytes of a token id in a prompt."""
 
@@ -62,6 +65,16 @@ def media(content: bytes) -> bytes:
     """What stands for a picture, a sound or a video: its digest, at the length that such a thing takes."""
     digest = xxh3_128_digest(content)
     return MEDIA + digest * (MEDIA_BYTES // len(digest))
+
+
+def media_in(prompt: bytes) -> tuple[bytes, ...]:
+    """The digests of the media in a prompt of text, in their order."""
+    found: list[bytes] = []
+    at = prompt.find(MEDIA)
+    while at >= 0:
+        found.append(prompt[at + 1 : at + 1 + DIGEST_BYTES])
+        at = prompt.find(MEDIA, at + 1 + MEDIA_BYTES)  # a digest may have any bytes
+    return tuple(found)
 
 
 def fields(named: Iterable[tuple[str, Any]]) -> list[bytes]:

@@ -89,7 +89,8 @@ class AnthropicParser:
         if not model:
             raise BadRequest("model not found in request body")
         salt, stream = text.string(request.cache_salt), text.flag(request.stream)
-        return Body(model, prompts, salt, stream, text.limit(request.max_tokens))
+        media = text.media_in(prompts[0]) if prompts else ()
+        return Body(model, prompts, salt, stream, text.limit(request.max_tokens), media)
 
     def response(self, *, streaming: bool) -> ResponseReader:
         """A reader of a response's usage."""

@@ -31,6 +31,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from xxhash import xxh3_128_digest
 
 from epp.plugin import BadRequest, Body, ResponseReader, formats
 
@@ -63,12 +64,13 @@ class VllmHttpParser:
             raise BadRequest(f"error unmarshaling request bodyMap: {error}") from error
         if not request.token_ids:
             raise BadRequest("invalid generate request: must have token_ids field")
-        prompt = text.ids(request.token_ids)
-        if request.features:
-            prompt = text.with_media(prompt, _placeholders(request.features))
+        prompt, places = text.ids(request.token_ids), tuple(_placeholders(request.features))
+        if places:
+            prompt = text.with_media(prompt, places)
         return Body(
             model=text.string(request.model),
             prompts=(prompt,),
+            media=tuple(xxh3_128_digest(identity) for _, _, identity in places),
             cache_salt=text.string(request.cache_salt),
             stream=text.flag(request.stream),
             max_tokens=text.limit(text.member(request.sampling_params, "max_tokens")),

@@ -54,16 +54,24 @@ def pipeline_of(plugins: Sequence[Mapping[str, Any]], pool: Pool, seed: int = 0)
     return Pipeline(pool, Hooks.of(router_of(plugins, pool, seed)), observe, clock, clock)
 
 
-async def routed(pipeline: Pipeline, prompt: str = "", **headers: str) -> tuple[str, Exchange]:
+def picture(name: str) -> list[dict[str, Any]]:
+    """A prompt with a picture."""
+    return [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": f"http://{name}"}}]
+
+
+async def routed(pipeline: Pipeline, prompt: str | list[dict[str, Any]] = "", **headers: str) -> tuple[str, Exchange]:
     """Where a request goes, by its endpoint's name, or the status that the client gets; and its open exchange.
 
-    Headers are written with underscores for hyphens.
+    Headers are written with underscores for hyphens. A prompt of parts is a chat's.
     """
+    chat = not isinstance(prompt, str)
+    path = "/v1/chat/completions" if chat else "/v1/completions"
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    body = json.dumps({"model": "model", "prompt": prompt}).encode()
+    content = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
+    body = json.dumps({"model": "model"} | content).encode()
     exchange = pipeline.open()
     try:
-        answer = await exchange.route(Arrival({":path": "/v1/completions"} | named, body, None))
+        answer = await exchange.route(Arrival({":path": path} | named, body, None))
     except RequestError as error:
         return str(error.status), exchange
     slot = pipeline.pool.slot_at(answer.destination.partition(",")[0])

@@ -7,7 +7,7 @@ import pytest
 
 from epp.settings import InvalidConfig
 from epp.testing import pool
-from tests.unit.plugins.picking import PREDICTIONS, pipeline_of, routed
+from tests.unit.plugins.picking import PREDICTIONS, picture, pipeline_of, routed
 
 QUEUE = {"type": "queue-scorer", "weight": 0.1}
 """The baseline: 0.1 for the shortest queue, 0 for the longest, in between linear."""
@@ -15,6 +15,7 @@ QUEUE = {"type": "queue-scorer", "weight": 0.1}
 INVALID = "the configuration is invalid"
 
 TWO: dict[str, Any] = {"waiting": [0, 4]}
+ZONES = TWO | {"labels": [{"zone": "a"}, {"zone": "b"}]}
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Row:
     otherwise: str
     pool: dict[str, Any] = field(default_factory=lambda: TWO)
     beside: tuple[dict[str, Any], ...] = (QUEUE,)
-    prompt: str = "prompt"
+    prompt: str | list[dict[str, Any]] = "prompt"
     headers: dict[str, str] = field(default_factory=dict)
-    before: tuple[str, ...] = ()
+    before: tuple[str | list[dict[str, Any]], ...] = ()
     before_headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -126,7 +127,7 @@ ROWS = {
         {"type": "header-label-affinity-scorer", "parameters": {"headerName": "X-Zone", "labelKey": "zone"}},
         "pod-1",
         "pod-0",
-        pool=TWO | {"labels": [{"zone": "a"}, {"zone": "b"}]},
+        pool=ZONES,
         headers={"x-zone": "b"},
     ),
     "encode-filter": Row(
@@ -152,7 +153,7 @@ ROWS = {
         {"type": "session-id-producer", "name": "cookie", "parameters": {"cookieName": "session"}},
         "pod-1",
         INVALID,
-        pool=TWO | {"labels": [{"zone": "a"}, {"zone": "b"}]},
+        pool=ZONES,
         beside=(
             {"type": "session-affinity-scorer", "parameters": by_session("SessionID", "cookie")},
             QUEUE,
@@ -166,7 +167,7 @@ ROWS = {
         {"type": "agent-identity"},
         "pod-1",
         INVALID,
-        pool=TWO | {"labels": [{"zone": "a"}, {"zone": "b"}]},
+        pool=ZONES,
         beside=(
             {"type": "session-affinity-scorer", "parameters": by_session("agent-identity", "agent-identity")},
             QUEUE,
@@ -181,7 +182,7 @@ ROWS = {
         {"type": "prefix-cache-affinity-filter"},
         "pod-1",
         "pod-0",
-        pool=TWO | {"labels": [{"zone": "a"}, {"zone": "b"}]},
+        pool=ZONES,
         beside=(QUEUE, ZONE, {"type": "approx-prefix-cache-producer"}),
         prompt="x" * 256,
         before=("x" * 256,),
@@ -233,6 +234,53 @@ ROWS = {
         headers={"test-epp-endpoint-selection": "10.0.0.9, 10.0.0.2:8000"},
     ),
     "header-based-testing-filter without the header": Row({"type": "header-based-testing-filter"}, "503", "pod-0"),
+    # pod-1, which the picture was sent to by its zone, has 1 of 1.
+    "mm-embeddings-cache-scorer": Row(
+        {"type": "mm-embeddings-cache-scorer"},
+        "pod-1",
+        "pod-0",
+        pool=ZONES,
+        beside=(QUEUE, ZONE),
+        prompt=picture("a"),
+        before=(picture("a"),),
+        before_headers={"x-zone": "b"},
+    ),
+    # With room for one the second picture takes the place of the first.
+    "mm-embeddings-cache-producer": Row(
+        {"type": "mm-embeddings-cache-producer", "parameters": {"cacheSizeInMBPerServer": 2}},
+        "pod-0",
+        "pod-1",
+        pool=ZONES,
+        beside=(QUEUE, ZONE, {"type": "mm-embeddings-cache-scorer"}),
+        prompt=picture("a"),
+        before=(picture("a"), picture("b")),
+        before_headers={"x-zone": "b"},
+    ),
+    # The zone a has no decoder.
+    "disaggregatedset-rollout-screener": Row(
+        {
+            "type": "disaggregatedset-rollout-screener",
+            "parameters": {
+                "scope": {"labelSelector": "zone"},
+                "revisionGating": {
+                    "mode": "sum",
+                    "revisionLabelKey": "zone",
+                    "roleLabelKey": "role",
+                    "requireRoles": {"values": ["prefill", "decode"]},
+                },
+            },
+        },
+        "pod-1",
+        "pod-0",
+        pool={
+            "waiting": [0, 4, 9],
+            "labels": [
+                {"zone": "a", "role": "prefill"},
+                {"zone": "b", "role": "prefill"},
+                {"zone": "b", "role": "decode"},
+            ],
+        },
+    ),
 }
 
 
