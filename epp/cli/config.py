@@ -1,6 +1,11 @@
-"""``epp config check FILE`` prints every error at once, ``epp config show [FILE]`` what a configuration amounts to."""
+"""``epp config``: checks configurations and shows them.
+
+``check FILE`` prints every error at once, ``show [FILE]`` what a configuration amounts to, ``schema`` a JSON Schema for
+editors.
+"""
 
 import argparse
+import json
 import random
 import sys
 import time
@@ -11,11 +16,16 @@ from epp.errors import ConfigError
 from epp.plugin import Context
 from epp.pool import Pool
 from epp.settings import Registry, Resolved, defaults, resolve, show
+from epp.settings.schema import schema
 
 
 def main(arguments: Sequence[str]) -> int:
     """The exit status is 0 for a configuration that loads, 1 for one that doesn't, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
+    if options.action == "schema":
+        registry = Registry.installed()
+        print(json.dumps(schema(map(registry.find, registry.types)), indent=2))
+        return 0
     try:
         resolved = _resolve(options.file)
     except (ConfigError, OSError, UnicodeDecodeError) as error:
@@ -37,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("file", metavar="FILE", help="an EndpointPickerConfig")
     shown = actions.add_parser("show", help="print the effective configuration with defaults filled in")
     shown.add_argument("file", metavar="FILE", nargs="?", help="an EndpointPickerConfig; without, the built-in default")
+    actions.add_parser("schema", help="print the JSON Schema of configurations, for editors")
     return parser
 
 

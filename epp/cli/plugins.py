@@ -1,19 +1,28 @@
-"""``epp plugins``: lists the plugins; ``epp plugins TYPE`` prints one's manual."""
+"""``epp plugins``: lists the plugins; ``epp plugins TYPE`` prints one's manual.
+
+``epp plugins new NAME`` writes a plugin with its test, ``epp plugins test FILE`` checks one.
+"""
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from epp.errors import ConfigError
 from epp.settings import PluginClass, Registry
+from epp.settings.catalogue import ALIASES, NO_EFFECT_YET
 from epp.settings.problems import suggestion
 
 
 def main(arguments: Sequence[str]) -> int:
     """The exit status is 0, 1 if a plugin can't be had, 2 for wrong usage."""
+    if arguments and arguments[0] in {"new", "test"}:
+        status: int = import_module(f"epp.cli.plugin_{arguments[0]}").main(arguments[1:])
+        return status
     options = _parser().parse_args(arguments)
     registry = Registry.installed()
     return _one(registry, options) if options.type else _all(registry, options)
@@ -49,7 +58,8 @@ def _all(registry: Registry, options: argparse.Namespace) -> int:
         except ConfigError as error:
             failed[name] = str(error)
     if options.json:
-        print(json.dumps([_described(plugin) for plugin in found], indent=2))
+        entries = [_described(plugin) for plugin in found] + _others({plugin.type: plugin for plugin in found})
+        print(json.dumps(sorted(entries, key=itemgetter("type")), indent=2))
     else:
         _table([(plugin.type, ", ".join(plugin.kinds), plugin.summary) for plugin in found])
     for name, reason in failed.items():
@@ -60,12 +70,25 @@ def _all(registry: Registry, options: argparse.Namespace) -> int:
 def _described(plugin: PluginClass) -> dict[str, Any]:
     return {
         "type": plugin.type,
+        "kind": ", ".join(plugin.kinds),
+        "status": plugin.status,
         "kinds": plugin.kinds,
         "stability": plugin.stability,
         "deprecated": plugin.deprecated or None,
         "summary": plugin.summary,
         "module": plugin.cls.__module__,
     }
+
+
+def _others(found: Mapping[str, PluginClass]) -> list[dict[str, Any]]:
+    """The old names of types, and types that are accepted without a class."""
+    renamed = [
+        {**_described(found[new]), "type": old, "deprecated": f'write "{new}"'}
+        for old, new in ALIASES.items()
+        if new in found
+    ]
+    accepted = [{"type": name, "kind": kind, "status": "loads-only"} for name, kind in NO_EFFECT_YET.items()]
+    return renamed + [{**entry, "kinds": [entry["kind"]]} for entry in accepted]
 
 
 def _table(rows: Sequence[tuple[str, str, str]]) -> None:

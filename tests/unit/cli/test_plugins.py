@@ -7,6 +7,7 @@ from epp_plugins.queue_depth import QueueScorer
 
 from epp.__main__ import main
 from epp.settings import Registry
+from epp.settings.catalogue import ALIASES, NO_EFFECT_YET
 
 
 def test_list(capsys):
@@ -23,9 +24,12 @@ def test_list_json(capsys):
     """The same for programs."""
     assert main(["plugins", "--json"]) == 0
     by_type = {plugin["type"]: plugin for plugin in json.loads(capsys.readouterr().out)}
-    assert list(by_type) == list(Registry.installed().types)
+    assert set(by_type) == {*Registry.installed().types, *ALIASES, *NO_EFFECT_YET}
+    assert list(by_type) == sorted(by_type)
     assert by_type["session-affinity-filter"] == {
         "type": "session-affinity-filter",
+        "kind": "filter, observer",
+        "status": "implemented",
         "kinds": ["filter", "observer"],
         "stability": "alpha",
         "deprecated": None,
@@ -33,6 +37,26 @@ def test_list_json(capsys):
         "module": "epp_plugins.session_affinity",
     }
     assert by_type["by-label"]["deprecated"] == 'write "label-selector-filter"'
+    old = by_type["by-label-selector"]
+    assert (old["kind"], old["status"], old["deprecated"]) == ("filter", "implemented", 'write "label-selector-filter"')
+
+
+def test_status(capsys):
+    """Types that are only accepted are called that: flow control, predictions and the like."""
+    assert main(["plugins", "--json"]) == 0
+    plugins = json.loads(capsys.readouterr().out)
+    assert all({"type", "kind", "status"} <= plugin.keys() for plugin in plugins)
+    assert {plugin["status"] for plugin in plugins} == {"implemented", "loads-only"}
+    accepted = {plugin["type"] for plugin in plugins if plugin["status"] == "loads-only"}
+    kinds = {plugin["kind"] for plugin in plugins if plugin["type"].endswith("-policy")}
+    assert kinds == {"fairness policy", "ordering policy", "usage limit policy", "eviction policy"}
+    assert {plugin["type"] for plugin in plugins if plugin["kind"] in kinds} <= accepted
+    assert accepted >= {"precise-prefix-cache-producer", "predicted-latency-producer"}
+    assert not [
+        plugin["type"]
+        for plugin in plugins
+        if plugin["kind"] in {"scorer", "filter", "picker", "parser"} and plugin["type"] in accepted
+    ]
 
 
 def test_manual(capsys):
