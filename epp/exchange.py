@@ -278,9 +278,14 @@ class Exchange:
         """What has been held back when the body has ended in trailers."""
         return b"" if self._renamer is None else self._renamer.feed(b"", end=True)
 
+    @property
+    def renames(self) -> bool:
+        """Whether the response has the engine's name of the model where the client knows another one."""
+        return self.rewriting is not None and self.rewriting.changes and not self._encoded
+
     def _new_renamer(self, *, fixed: bool) -> Renamer | None:
         rewriting = self.rewriting
-        if rewriting is None or not rewriting.changes or fixed or self._encoded:
+        if rewriting is None or fixed or not self.renames:
             return None
         events = bool(self.record.outcome.streaming)
         return Renamer(rewriting.paths, rewriting.target, rewriting.client, events=events)

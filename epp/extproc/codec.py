@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
+from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
 from envoy.service.ext_proc.v3.external_processor_pb2 import HttpHeaders, ProcessingRequest, ProcessingResponse
 
 from epp.extproc.events import (
@@ -195,6 +196,10 @@ def _continue(reply: Continue) -> bytes:
     part.SetInParent()
     for name, value in reply.set_headers:
         part.response.header_mutation.set_headers.append(_option(name, value))
+    if reply.streamed:
+        response.mode_override.response_body_mode = BodyMode.STREAMED
+        response.mode_override.response_trailer_mode = ProcessingMode.SEND
+        part.response.header_mutation.remove_headers.append("content-length")  # of a body that is about to change
     encoded: bytes = response.SerializeToString()
     return encoded
 

@@ -127,10 +127,15 @@ class Route(msgspec.Struct, frozen=True, gc=False):
 
 
 class Continue(msgspec.Struct, frozen=True, gc=False):
-    """Lets a message pass: `phase` is the name of the answer's field, such as "response_headers"."""
+    """Lets a message pass: `phase` is the name of the answer's field, such as "response_headers".
+
+    With `streamed`, in an answer to the response's headers, its body is to be sent to us piece by piece from now on;
+    Envoy minds that if its filter allows the mode to be overridden.
+    """
 
     phase: str
     set_headers: tuple[tuple[str, str], ...] = ()
+    streamed: bool = False
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):

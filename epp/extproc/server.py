@@ -61,6 +61,11 @@ class Exchange(Protocol):
         """
         ...
 
+    @property
+    def renames(self) -> bool:
+        """Whether the response's body has to be seen, to give it the name that the client knows."""
+        ...
+
     def response_rest(self) -> bytes:
         """What has been held back of the body, when it has ended in trailers."""
         ...
@@ -155,7 +160,10 @@ class ExternalProcessor:
                 rest = exchange.response_rest()
                 duplex = mode is BodyMode.FULL_DUPLEX_STREAMED
                 return (Piece("response_body", rest, end=False), *replies) if rest and duplex else replies
-            if added := exchange.response_headers(event):
+            added = exchange.response_headers(event)
+            if mode is BodyMode.NONE and exchange.renames and not event.end:
+                return session.stream_response(added)
+            if added:
                 return (Continue("response_headers", tuple(added)),)
         except Exception as error:  # noqa: BLE001 (a response passes whatever we make of it)
             self._crashed(error)

@@ -232,6 +232,11 @@ class Session:
         """The client has its answer; what was under way is of no use."""
         return ()
 
+    def stream_response(self, headers: Sequence[tuple[str, str]]) -> Sequence[Reply]:
+        """The reply to the response's headers that has its body sent to us, which the mode in force doesn't."""
+        self.modes = Modes(self.modes.request, BodyMode.STREAMED)
+        return (Continue("response_headers", tuple(headers), streamed=True),)
+
     def changed(self, event: ResponseBody, data: bytes) -> Sequence[Reply]:
         """The replies that give this data in the place of a piece of the response, after `receive` has taken it."""
         if self.modes.response is BodyMode.FULL_DUPLEX_STREAMED:

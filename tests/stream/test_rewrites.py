@@ -15,6 +15,7 @@ from tests.stream.messages import (
     kind,
     piece,
     pieces,
+    removed,
     request_body,
     request_headers,
     response_body,
@@ -196,6 +197,35 @@ async def test_a_buffered_answer(start: Start) -> None:
         await stream.receive()
         back = await answered(stream, BUFFERED, ANSWER, len(ANSWER), "application/json")
         assert back == ANSWER.replace(b'"model" : "llama-3"', b'"model" : "chat"')
+        assert await stream.rest() == []
+
+
+@pytest.mark.parametrize(
+    ("objects", "head", "end", "asked"),
+    [
+        (OBJECTS, {}, False, True),
+        (OBJECTS, {"content-encoding": "gzip"}, False, False),
+        (OBJECTS, {}, True, False),
+        (Objects(), {}, False, False),
+    ],
+    ids=["to rename", "encoded", "no body", "no rewrite"],
+)
+async def test_a_body_that_is_not_shown_is_asked_for(
+    start: Start, objects: Objects, head: dict[str, str], end: bool, asked: bool
+) -> None:
+    """Where the response's body doesn't come to us and a name has to be changed in it, the mode is overridden."""
+    picker = await ready(start, objects)
+    async with picker.stream() as stream:
+        await stream.send(request_headers(BUFFERED, CHAT, response_mode=BodyMode.NONE), request_body(BODY))
+        await stream.receive()
+        await stream.receive()
+        reply = await stream.ask(response_headers(headers=head, end=end))
+        assert reply.HasField("mode_override") == asked
+        assert ("content-length" in removed(reply)) == asked
+        if asked:
+            assert reply.mode_override.response_body_mode == BodyMode.STREAMED
+            mutation = (await stream.ask(response_body(ANSWER))).response_body.response.body_mutation
+            assert mutation.body == ANSWER.replace(b'"model" : "llama-3"', b'"model" : "chat"')
         assert await stream.rest() == []
 
 
