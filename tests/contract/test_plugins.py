@@ -114,19 +114,6 @@ def produced(type_name: str, sent: Request, c: Candidates) -> Candidates:
     return c
 
 
-def reordered(c: Candidates, order: list[int]) -> Candidates:
-    """The same candidates in another order, with the same produced columns."""
-    other = Candidates(c._pool, c.slots[order], c.now)
-    for key, values in c.read.items():
-        if key.scope == "request":
-            other.put(key, values[order])
-    return other
-
-
-def points(type_name: str, sent: Request, c: Candidates) -> np.ndarray:
-    return np.asarray(plugin(type_name).score(sent, c))
-
-
 # --- manuals
 
 
@@ -171,51 +158,6 @@ def test_example_loads(type_name):
     others = REGISTRY.find(type_name).manual.partition("\n")[0]  # a module's types share its manual and its example
     named = type_name in {plugged.type for plugged in used} | set(others.partition(":")[0].split(", "))
     assert named or REGISTRY.find(type_name).status == "loads-only"
-
-
-# --- scorers
-
-
-@pytest.mark.parametrize("type_name", of_kind("scorer"))
-@SHORTER
-@given(sent=requests, c=pools())
-def test_scores(type_name, sent, c):
-    """Scores are one float for each candidate, in [0, 1]; NaN only where something is missing or stale."""
-    scores = points(type_name, sent, produced(type_name, sent, c))
-    assert scores.shape == (len(c),)
-    assert scores.dtype == np.float64
-    unknown = np.isnan(scores)
-    assert ((scores >= 0) & (scores <= 1) | unknown).all()
-    missing = ~c.fresh
-    for values in c.read.values():
-        missing |= np.isnan(values)
-    assert (unknown <= missing).all()
-
-
-@pytest.mark.parametrize("type_name", of_kind("scorer"))
-@SHORTER
-@given(sent=requests, c=pools(), data=st.data())
-def test_order_of_scores(type_name, sent, c, data):
-    """An endpoint's score doesn't depend on where it stands, and asking twice changes nothing."""
-    order = data.draw(st.permutations(range(len(c))))
-    scores = points(type_name, sent, produced(type_name, sent, c))
-    np.testing.assert_allclose(points(type_name, sent, reordered(c, order)), scores[order], atol=1e-12)
-    np.testing.assert_array_equal(points(type_name, sent, c), scores)
-
-
-# --- filters
-
-
-@pytest.mark.parametrize("type_name", of_kind("filter"))
-@SHORTER
-@given(sent=requests, c=pools(), data=st.data())
-def test_masks(type_name, sent, c, data):
-    """A mask is one bool for each candidate, whatever their order."""
-    mask = plugin(type_name).keep(sent, produced(type_name, sent, c))
-    assert mask.shape == (len(c),)
-    assert mask.dtype == np.bool_
-    order = data.draw(st.permutations(range(len(c))))
-    assert plugin(type_name).keep(sent, reordered(c, order)).tolist() == mask[order].tolist()
 
 
 # --- pickers
