@@ -95,6 +95,7 @@ class Exchange:
         "_pipeline",
         "_reader",
         "_renamer",
+        "_reported",
         "_sent_to",
         "_series",
         "_side_legs",
@@ -120,6 +121,7 @@ class Exchange:
         self._series: RequestSeries | None = None
         self._parser: Plugged | None = None
         self._reader: ResponseReader | None = None
+        self._reported = False
         self._renamer: Renamer | None = None
         self._last: float | None = None
         pipeline.observe.metrics.streams_inflight.inc()
@@ -274,8 +276,34 @@ class Exchange:
         data = self._renamer.feed(event.data, end=whole or event.end)
         return None if data == event.data else data
 
+    @property
+    def reports(self) -> bool:
+        """Whether plugins may have something to report; they are asked once."""
+        return bool(self.hooks.response_metadata) and not self._reported
+
+    def response_metadata(self) -> Mapping[str, Mapping[str, float]]:
+        """The response has ended: what plugins report of it."""
+        self._reported = True
+        decision, guard, found = self.record.decision, self._pipeline.observe.guard, dict[str, dict[str, float]]()
+        if decision is None or decision.found() is None:
+            return found
+        outcome = self.record.outcome
+        if self._reader is not None:
+            outcome.usage = self._parse(_usage, self._reader) or outcome.usage
+        for plugged, ask in self.hooks.response_metadata:
+            said = guard.call("ResponseComplete", plugged, ask, self.request, decision, outcome)
+            try:
+                for namespace, numbers in (said or {}).items():
+                    checked = {name: float(value) for name, value in numbers.items()}
+                    found.setdefault(namespace, {}).update(checked)
+            except (AttributeError, TypeError, ValueError) as error:
+                guard.fault("ResponseComplete", plugged, "shape", f"numbers by namespace and name are due: {error}")
+        return found
+
     def response_rest(self) -> bytes:
         """What has been held back when the body has ended in trailers."""
+        if self._reader is not None:
+            self._feed(self._reader, ResponseBody(b"", end=True))
         return b"" if self._renamer is None else self._renamer.feed(b"", end=True)
 
     @property

@@ -55,6 +55,7 @@ class Hooks:
     request_headers: tuple[Hook, ...]
     destination: tuple[Hook, ...]
     response_headers: tuple[Hook, ...]
+    response_metadata: tuple[Hook, ...]
     first_byte: tuple[Hook, ...]
     done: tuple[Hook, ...]
     matched: Key | None
@@ -76,6 +77,7 @@ class Hooks:
             request_headers=_methods(router, "request_headers"),
             destination=_methods(router, "destination"),
             response_headers=_methods(router, "response_headers"),
+            response_metadata=_methods(router, "response_metadata"),
             first_byte=_methods(router, "first_byte"),
             done=_methods(router, "done"),
             matched=matched,

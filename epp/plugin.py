@@ -421,6 +421,12 @@ class Observer(Protocol):
         """Headers to set on the response. `served` answers: the target, or the fallback that Envoy has gone on to."""
         ...
 
+    def response_metadata(
+        self, request: Request, decision: Decision, outcome: Outcome
+    ) -> Mapping[str, Mapping[str, float]]:
+        """Numbers for the request's dynamic metadata, by namespace and name, when its response has ended."""
+        ...
+
     def first_byte(self, request: Request, decision: Decision, now: float) -> None:
         """The first byte of the response's body has passed (only in body modes that show it)."""
 

@@ -19,6 +19,7 @@ from epp.extproc.events import (
     Piece,
     Replace,
     Reply,
+    Reporting,
     RequestBody,
     RequestHeaders,
     RequestTrailers,
@@ -157,7 +158,18 @@ def encode(reply: Reply) -> bytes:
     if isinstance(reply, Route):
         # A generated request id, like scores, is never seen again.
         return _route_message(reply).SerializeToString() if reply.unique else _route(reply)
-    return _replace(reply) if isinstance(reply, Replace) else _immediate(reply)
+    if isinstance(reply, Replace):
+        return _replace(reply)
+    return _reporting(reply) if isinstance(reply, Reporting) else _immediate(reply)
+
+
+def _reporting(reply: Reporting) -> bytes:
+    response = ProcessingResponse()
+    for namespace, numbers in reply.metadata.items():
+        response.dynamic_metadata[namespace] = dict(numbers)
+    # Messages one after the other are one message with the fields of both.
+    encoded: bytes = encode(reply.reply) + response.SerializeToString()
+    return encoded
 
 
 def _replace(reply: Replace) -> bytes:

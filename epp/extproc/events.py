@@ -163,4 +163,11 @@ class Immediate(msgspec.Struct, frozen=True):
     request_id: str
 
 
-Reply = Route | Continue | Piece | Replace | Immediate
+class Reporting(msgspec.Struct, frozen=True, gc=False):
+    """A reply with dynamic metadata beside it: numbers by namespace and name."""
+
+    reply: Route | Continue | Piece | Replace
+    metadata: Mapping[str, Mapping[str, float]]
+
+
+Reply = Route | Continue | Piece | Replace | Immediate | Reporting

@@ -16,9 +16,11 @@ from epp.extproc.events import (
     BodyMode,
     Continue,
     Event,
+    Immediate,
     Modes,
     Piece,
     Reply,
+    Reporting,
     RequestHeaders,
     ResponseBody,
     ResponseHeaders,
@@ -64,6 +66,15 @@ class Exchange(Protocol):
     @property
     def renames(self) -> bool:
         """Whether the response's body has to be seen, to give it the name that the client knows."""
+        ...
+
+    @property
+    def reports(self) -> bool:
+        """Whether there may be something to report at the response's end."""
+        ...
+
+    def response_metadata(self) -> Mapping[str, Mapping[str, float]]:
+        """The response has ended: numbers for the request's dynamic metadata, by namespace and name."""
         ...
 
     def response_rest(self) -> bytes:
@@ -125,6 +136,8 @@ class ExternalProcessor:
         event = decode(message)
         if isinstance(event, (ResponseBody, ResponseHeaders, ResponseTrailers)):
             replies = self._passed(session, exchange, event)
+            if session.response_ended and exchange.reports:
+                replies = self._reporting(exchange, tuple(replies))
         else:
             replies = await self._request(session, exchange, event)
         for reply in replies:
@@ -147,6 +160,16 @@ class ExternalProcessor:
             self._crashed(error)
             fault = Internal("the endpoint picker failed; its log says why")
             return (session.refuse(fault, exchange.refused(fault)),)
+
+    def _reporting(self, exchange: Exchange, replies: Sequence[Reply]) -> Sequence[Reply]:
+        try:
+            metadata = exchange.response_metadata()
+        except Exception as error:  # noqa: BLE001 (a response passes whatever we make of it)
+            self._crashed(error)
+            return replies
+        if not metadata or not replies or isinstance(replies[-1], (Immediate, Reporting)):
+            return replies
+        return (*replies[:-1], Reporting(replies[-1], metadata))
 
     def _passed(
         self, session: Session, exchange: Exchange, event: ResponseBody | ResponseHeaders | ResponseTrailers

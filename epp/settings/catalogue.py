@@ -26,7 +26,6 @@ NO_EFFECT_YET: Mapping[str, str] = {
 """Types of the data layer by kind: a file that names them loads, with a warning."""
 
 _MULTICLUSTER = "pools of several clusters"
-_REQUEST_CONTROL = "admitters, screeners and reporters"
 
 NOT_BUILT_YET: Mapping[str, str] = {
     "multicluster-session-affinity-filter": _MULTICLUSTER,
@@ -35,6 +34,5 @@ NOT_BUILT_YET: Mapping[str, str] = {
     "multicluster-prefix-cache-scorer": _MULTICLUSTER,
     "multicluster-approx-prefix-cache-producer": _MULTICLUSTER,
     "burst-prefix-cache-producer": "joint placement of bursts",
-    "request-attribute-reporter": _REQUEST_CONTROL,
 }
 """Types that decide where requests go, by the feature they belong to: a file that names them does not load."""

@@ -41,6 +41,7 @@ METHODS: Mapping[str, str] = {
     "destination": "observer",
     "picked": "observer",
     "response_headers": "observer",
+    "response_metadata": "observer",
     "first_byte": "observer",
     "done": "observer",
 }
