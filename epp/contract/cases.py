@@ -83,7 +83,7 @@ def _candidates(random: Random) -> Candidates:
     )
 
 
-def _adapters(random: Random, number: int) -> dict[str, list[Any]]:
+def _adapters(random: Random, number: int) -> dict[str, Any]:
     """An engine reports all of its adapters' figures, or none of them."""
     found: dict[str, list[Any]] = {"active_models": [], "waiting_models": []}
     found |= {"active_loras": [], "waiting_loras": [], "max_loras": []}

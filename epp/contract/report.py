@@ -10,7 +10,7 @@ from typing import Any
 
 from epp.contract.cases import Case, cases, fleet
 from epp.contract.checks import CHECKS, Broken, Check
-from epp.contract.subject import Subject
+from epp.contract.subject import Subject, UnknownType
 from epp.errors import ConfigError
 from epp.testing import candidates, request
 
@@ -81,7 +81,7 @@ def check(
     loads = "it loads, alone in a configuration"
     try:
         subject = Subject.load(type_name, parameters)
-    except KeyError:
+    except UnknownType:
         return Report(type_name, (Result(loads, f'"{type_name}" is no known type, and no file that ends in .py'),))
     except ConfigError as error:
         return Report(type_name, (Result(loads, str(error)),))

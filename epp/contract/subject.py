@@ -16,6 +16,10 @@ from epp.settings.registry import is_file
 from epp.testing import context
 
 
+class UnknownType(LookupError):
+    """There is no such type."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
     """What is checked.
@@ -41,16 +45,18 @@ class Subject:
 
         Raises:
             ConfigError: it can't be loaded.
-            KeyError: the type is not registered.
+            UnknownType: the type is not registered, and no file.
         """
         registry = Registry.installed()
+        if type_name not in registry and not is_file(type_name):
+            raise UnknownType(type_name)
         found = registry.find(type_name, Path.cwd())
         config = example(found.manual) if parameters is None else {}
         entries = config.get("plugins") or [{"type": type_name, "parameters": dict(parameters or {})}]
         mine = next((entry for entry in entries if _same(entry.get("type", ""), type_name)), None)
         if mine is None:
             mine, config = {"type": type_name}, {}
-        if "profile handler" not in found.kinds:  # which needs the profiles of its example
+        if "profile handler" not in found.kinds or not config:  # a handler needs the profiles of its example
             config = {"plugins": [mine]}
         mine["type"], mine["name"] = type_name, mine.get("name", found.name)
         text = json.dumps({"apiVersion": API_VERSION, "kind": KIND, **config})
