@@ -10,7 +10,7 @@ SUBCOMMANDS = {
     "engine": "run a simulated vLLM engine",
     "envoy": "print an Envoy bootstrap for given addresses",
     "config": "check a configuration file, or show what it amounts to",
-    "plugins": "list the plugins, or print one's manual",
+    "plugins": "list the plugins, print one's manual; write and check one (new, test)",
 }
 
 USAGE = "usage: epp [SUBCOMMAND] [OPTIONS]   (epp SUBCOMMAND --help tells more)\n\n" + "\n".join(
