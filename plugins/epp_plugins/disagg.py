@@ -63,7 +63,7 @@ Where it departs from llm-d, and why
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 import epp.plugin
 from epp.plugin import Candidates, Context, Decider, Decision, Pick, Request, Run
@@ -131,6 +131,16 @@ class DisaggParameters(epp.plugin.Parameters):
         if self.stage_order == "prefill-first" and self.stages[1].prefill:
             raise ValueError("deciders.prefill has no place in prefill-first, where the prefill profile always runs")
         return self
+
+    @model_serializer
+    def _current(self) -> dict[str, Any]:
+        """As it is written now."""
+        profiles, deciders = self.stages
+        return {
+            "stageOrder": self.stage_order,
+            "profiles": profiles.model_dump(by_alias=True),
+            "deciders": deciders.model_dump(by_alias=True),
+        }
 
     @property
     def stages(self) -> tuple[Profiles, Deciders]:
