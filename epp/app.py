@@ -21,6 +21,7 @@ from epp.configuration import Configuration, Source
 from epp.data.configured import page_reader, scrape_options
 from epp.data.declared import parse_static
 from epp.data.discovery import Discovery, DiscoveryOptions
+from epp.data.models import Models
 from epp.data.scrape import Scraper
 from epp.errors import ConfigError
 from epp.exchange import Health, Observability
@@ -105,6 +106,7 @@ class App:
         self.configuration = self._configuration()
         self.discovery = self._discovery()
         self.scraper = self._scraper()
+        self.models = self._models()
         self.pipeline = self._pipeline()
         self.health = HealthService(lambda: self.pool.synced)
         sent = options.grpc_max_send_msg_size
@@ -132,6 +134,8 @@ class App:
         stack.push_async_callback(self.discovery.stop)
         await self.scraper.start()
         stack.push_async_callback(self.scraper.stop)
+        await self.models.start()
+        stack.push_async_callback(self.models.stop)
         await self._start_metrics(stack)
         await self._start_grpc(stack)
         gc.collect()
@@ -260,6 +264,14 @@ class App:
             on_change=self._endpoint_changed,
         )
 
+    def _models(self) -> Models:
+        def failed(endpoint: Endpoint, reason: str) -> None:
+            self.metrics.families["llm_d_epp_datalayer_poll_errors_total"].value("models-data-source").inc()
+            log.debug("models of %s (%s): %s", endpoint.id, endpoint.hostport, reason)
+
+        options = scrape_options(self._options, self.configuration.router.sources.page)
+        return Models(self.pool, options, now=time.monotonic, on_fault=failed)
+
     def _scraped(self, endpoint: Endpoint, seconds: float, error: str | None) -> None:
         if error is not None:
             self.metrics.families["llm_d_epp_datalayer_poll_errors_total"].value("metrics-data-source").inc()
@@ -283,6 +295,7 @@ class App:
                 emit_scores=options.emit_endpoint_scores,
             ),
             random=self._random,
+            listing=self.models.listing,
             health=Health(self.scraper.connection_failed, self.scraper.suspected),
         )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from epp.errors import RequestError
-from epp.extproc.events import Answer, Arrival, ResponseBody, ResponseHeaders
+from epp.extproc.events import Answer, Arrival, Direct, ResponseBody, ResponseHeaders
 from epp.extproc.server import Ending
 from epp.hooks import Hook
 from epp.keys import Key
@@ -136,9 +136,12 @@ class Exchange:
             self.has_id = bool(given)
             self.record.id = given or str(uuid4())
 
-    async def route(self, arrival: Arrival) -> Answer:
+    async def route(self, arrival: Arrival) -> Answer | Direct:
         """Decides where the request goes; see `Pipeline.route`."""
         self.begin(arrival.headers)
+        if arrival.body == b"" and (page := self._pipeline.page(arrival)) is not None:
+            self.record.outcome.status = page.status
+            return page
         answer = await self._pipeline.route(self, arrival)
         self.record.processed_in = self._pipeline.now() - self.record.started
         observe = self._pipeline.observe
@@ -380,7 +383,7 @@ class Exchange:
 
     def _cause(self, ending: Ending, *, complete: bool) -> str | None:
         if ending == "refused":
-            return "refused"
+            return "refused" if self.record.error is not None else "answered"
         if ending == "cancelled":
             return "client-gone"
         if complete:

@@ -74,6 +74,10 @@ INFLIGHT_TOKENS = pool_key("inflight_tokens", unit="tokens")
 # The names of the sets an engine reports, for Candidates.has.
 ACTIVE_MODELS = "active_models"
 WAITING_MODELS = "waiting_models"
+SERVED_MODELS = "models"
+"""The models that an engine serves, adapters included."""
+REPORTED = ""
+"""A member of `SERVED_MODELS` wherever the engine says what it serves."""
 
 APPROX_PREFIX_PRODUCER = "approx-prefix-cache-producer"
 

@@ -13,11 +13,12 @@ import numpy as np
 
 from epp.errors import PreconditionFailed, ResourceExhausted, ServiceUnavailable
 from epp.exchange import Exchange, Health, Observability, settable
-from epp.extproc.events import Answer, Arrival
+from epp.extproc.events import Answer, Arrival, Direct
 from epp.hooks import Hooks
+from epp.keys import SERVED_MODELS
 from epp.plugin import Candidates, Pick, Request, Router
 from epp.pool import Pool
-from epp.reading import read
+from epp.reading import path_of, read
 from epp.rewriting import rewriting_of, rewritten
 from epp.schedule import Decision, admit, decide, enter_fetched, fetch, produce, screen
 
@@ -37,9 +38,15 @@ class Options:
     emit_scores: bool = False
 
 
+MODELS = "/v1/models"
+
+
 @dataclass(slots=True)
 class Pipeline:
-    """Joins the parts. `hooks` are the configuration in force: immutable, replaced by one assignment."""
+    """Joins the parts. `hooks` are the configuration in force: immutable, replaced by one assignment.
+
+    `listing` gives the `/v1/models` page of all engines together.
+    """
 
     pool: Pool
     hooks: Hooks
@@ -49,6 +56,7 @@ class Pipeline:
     options: Options = Options()
     health: Health = field(default_factory=Health)
     random: Random = field(default_factory=Random)
+    listing: Callable[[], bytes] | None = None
 
     async def route(self, exchange: Exchange, arrival: Arrival) -> Answer:
         """The way of a request, from its arrival to its answer.
@@ -78,6 +86,13 @@ class Pipeline:
         for plugged, picked in hooks.picked:
             guard.call("PreRequest", plugged, picked, request, decision, candidates)
         return self._answer(exchange, arrival, pick)
+
+    def page(self, arrival: Arrival) -> Direct | None:
+        """The answer to a request that needs no engine: the list of models, where engines have different ones."""
+        if self.listing is None or arrival.headers.get(":method") != "GET" or not self.pool.differ(SERVED_MODELS):
+            return None
+        path = path_of(arrival.headers)
+        return Direct(self.listing()) if path == MODELS or path.endswith("/" + MODELS.lstrip("/")) else None
 
     def open(self) -> Exchange:
         """A new stream's exchange."""

@@ -58,7 +58,9 @@ from epp.keys import (
     INFLIGHT_TOKENS,
     KV_USAGE,
     MAX_LORAS,
+    REPORTED,
     RUNNING,
+    SERVED_MODELS,
     WAITING,
     WAITING_LORAS,
     WAITING_MODELS,
@@ -90,7 +92,9 @@ __all__ = [
     "INFLIGHT_TOKENS",
     "KV_USAGE",
     "MAX_LORAS",
+    "REPORTED",
     "RUNNING",
+    "SERVED_MODELS",
     "WAITING",
     "WAITING_LORAS",
     "WAITING_MODELS",
@@ -340,7 +344,11 @@ class Screener(Protocol):
     """Says who may serve the request, before producers run and whatever profile runs."""
 
     def screen(self, request: Request, c: Candidates) -> Mask:
-        """A mask of shape (n,). All screeners see the same candidates; who stays is in all of their masks."""
+        """A mask of shape (n,). All screeners see the same candidates; who stays is in all of their masks.
+
+        A screener may have a method `refusal(request, c)`, with a text: if its mask leaves nobody, what the request
+        names isn't there, and the client gets 404 with that text.
+        """
         ...
 
 

@@ -101,6 +101,7 @@ class Pool:
         self._columns: dict[Key, Floats] = {}
         self._sets: dict[str, dict[str, Mask]] = {}
         self._members: dict[tuple[str, int], frozenset[str]] = {}
+        self._differing: dict[str, bool] = {}
         self._labels: dict[str, tuple[Codes, dict[str, int]]] = {}
         self._derived: dict[Callable[[Pool], Any], Any] = {}
         self._by_hostport: dict[str, int] = {}
@@ -236,6 +237,7 @@ class Pool:
         self.version += 1
         self._order = None
         self._derived.clear()
+        self._differing.clear()
         self._labels.clear()
         for listener in self._listeners:
             listener()
@@ -301,6 +303,7 @@ class Pool:
         if new == old:
             return
         self._members[name, slot] = new
+        self._differing.pop(name, None)
         by_member = self._sets.setdefault(name, {})
         for member in old - new:
             by_member[member][slot] = False
@@ -318,6 +321,14 @@ class Pool:
     def members(self, slot: int, name: str) -> frozenset[str]:
         """The members of a set that the endpoint has."""
         return self._members.get((name, slot), frozenset())
+
+    def differ(self, name: str) -> bool:
+        """Whether endpoints have different members of a set; those with none of them don't count."""
+        known = self._differing.get(name)
+        if known is None:
+            sets = {self.members(slot, name) for slot in self.slots.values()} - {frozenset()}
+            known = self._differing[name] = len(sets) > 1
+        return known
 
     def label_codes(self, label: str) -> tuple[Codes, dict[str, int]]:
         """The label's values as codes over all slots (`ABSENT` where it is absent), and the code of each value."""
@@ -460,6 +471,14 @@ class Candidates:
         """Who has the member in a set, such as an adapter in `ACTIVE_MODELS`; shape (n,)."""
         mask = self._pool.set_mask(name, member)
         return np.zeros(len(self), dtype=bool) if mask is None else mask[self.slots]
+
+    def differ(self, name: str) -> bool:
+        """Whether endpoints of the pool have different members of a set; those with none of them don't count."""
+        return self._pool.differ(name)
+
+    def members(self, name: str) -> set[str]:
+        """The members of a set that any of them has; a loop, for messages."""
+        return set().union(*[self._pool.members(int(slot), name) for slot in self.slots])
 
     def derived(self, function: Callable[[Pool], NDArray[Any]]) -> NDArray[Any]:
         """`function(pool)`, an array over the pool's slots, taken for these endpoints; cached until membership changes.

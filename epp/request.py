@@ -101,7 +101,8 @@ class Outcome(msgspec.Struct, eq=False, gc=False):
     Attributes:
         status: the HTTP status of the response.
         served_by: `ip:port` of the endpoint that produced the response, as Envoy reports it.
-        cause: how it ended: "done", "client-gone", "cut" (the engine or Envoy broke off), "refused" (by us).
+        cause: how it ended: "done", "client-gone", "cut" (the engine or Envoy broke off), "refused" or "answered" (both
+            by us).
         first_byte: seconds from the request's arrival to the first byte of the response's body.
         duration: seconds from the request's arrival to the end of its stream.
         response_bytes: length of the response's body.

@@ -87,12 +87,14 @@ def pool(
     stale: Sequence[bool] = (),
     active_models: Sequence[Iterable[str]] = (),
     waiting_models: Sequence[Iterable[str]] = (),
+    models: Sequence[Iterable[str]] = (),
     columns: Mapping[Key, Column] | None = None,
     **known: Column,
 ) -> Pool:
     """A pool of as many endpoints as the lists are long; see `candidates` for the arguments."""
     values = {_key(name): column for name, column in known.items()} | dict(columns or {})
-    sets = {keys.ACTIVE_MODELS: active_models, keys.WAITING_MODELS: waiting_models}
+    served = [(keys.REPORTED, *each) if each else () for each in models]
+    sets = {keys.ACTIVE_MODELS: active_models, keys.WAITING_MODELS: waiting_models, keys.SERVED_MODELS: served}
     each = () if isinstance(labels, Mapping) else labels
     number = _count(count, [*values.values(), *sets.values(), names, stale, each])
     made = Pool(capacity=max(number, 1))
@@ -120,8 +122,8 @@ def candidates(
         of: a pool that exists already, in place of the arguments below.
         arguments: `waiting`, `running`, `kv_usage`, `inflight_requests` and every other key of `epp.keys` by its name,
             one value an endpoint; `labels`, one mapping for each or one for all; `names`; `stale`, whether the endpoint
-            missed its last scrape; `active_models` and `waiting_models`, an iterable for each; `count`, how many
-            endpoints there are, if no list tells.
+            missed its last scrape; `active_models`, `waiting_models` and `models` (which it serves), an iterable for
+            each; `count`, how many there are, if no list tells.
 
     Raises:
         TypeError: there is no column of that name.

@@ -13,6 +13,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import HttpHeaders, Proces
 from epp.extproc.events import (
     BodyMode,
     Continue,
+    Direct,
     Event,
     Immediate,
     Modes,
@@ -160,7 +161,19 @@ def encode(reply: Reply) -> bytes:
         return _route_message(reply).SerializeToString() if reply.unique else _route(reply)
     if isinstance(reply, Replace):
         return _replace(reply)
+    if isinstance(reply, Direct):
+        return _direct(reply)
     return _reporting(reply) if isinstance(reply, Reporting) else _immediate(reply)
+
+
+def _direct(reply: Direct) -> bytes:
+    response = ProcessingResponse()
+    immediate = response.immediate_response
+    immediate.status.code = reply.status
+    immediate.body = reply.body
+    immediate.headers.set_headers.append(_option("content-type", reply.content_type))
+    encoded: bytes = response.SerializeToString()
+    return encoded
 
 
 def _reporting(reply: Reporting) -> bytes:

@@ -170,4 +170,12 @@ class Reporting(msgspec.Struct, frozen=True, gc=False):
     metadata: Mapping[str, Mapping[str, float]]
 
 
-Reply = Route | Continue | Piece | Replace | Immediate | Reporting
+class Direct(msgspec.Struct, frozen=True, gc=False):
+    """Answers the client at once with a document of ours; the stream is over."""
+
+    body: bytes
+    status: int = 200
+    content_type: str = "application/json"
+
+
+Reply = Direct | Route | Continue | Piece | Replace | Immediate | Reporting

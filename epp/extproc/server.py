@@ -15,6 +15,7 @@ from epp.extproc.events import (
     Arrival,
     BodyMode,
     Continue,
+    Direct,
     Event,
     Immediate,
     Modes,
@@ -41,8 +42,8 @@ class Exchange(Protocol):
         """The request's headers have come."""
         ...
 
-    def route(self, arrival: Arrival) -> Awaitable[Answer]:
-        """Decides where the request goes, or raises RequestError."""
+    def route(self, arrival: Arrival) -> Awaitable[Answer | Direct]:
+        """Decides where the request goes, or answers it, or raises RequestError."""
         ...
 
     def refused(self, error: RequestError) -> str:
@@ -151,7 +152,8 @@ class ExternalProcessor:
             replies = session.receive(event)
             if session.arrival is None:
                 return replies
-            return session.answer(await exchange.route(session.arrival))
+            answer = await exchange.route(session.arrival)
+            return (session.direct(answer),) if isinstance(answer, Direct) else session.answer(answer)
         except RequestError as error:
             return (session.refuse(error, exchange.refused(error)),)
         except (ProtocolError, asyncio.CancelledError):
@@ -167,7 +169,7 @@ class ExternalProcessor:
         except Exception as error:  # noqa: BLE001 (a response passes whatever we make of it)
             self._crashed(error)
             return replies
-        if not metadata or not replies or isinstance(replies[-1], (Immediate, Reporting)):
+        if not metadata or not replies or isinstance(replies[-1], (Direct, Immediate, Reporting)):
             return replies
         return (*replies[:-1], Reporting(replies[-1], metadata))
 

@@ -23,6 +23,7 @@ from epp.extproc.events import (
     Arrival,
     BodyMode,
     Continue,
+    Direct,
     Event,
     Immediate,
     Modes,
@@ -177,6 +178,11 @@ class Session:
         if self._trailers:
             self.phase = Phase.ENDED
             yield Continue("request_trailers")
+
+    def direct(self, reply: Direct) -> Direct:
+        """The reply that is the answer, and ends the request here."""
+        self.phase, self.arrival, self._pieces = Phase.REFUSED, None, []
+        return reply
 
     def refuse(self, error: RequestError, request_id: str) -> Immediate:
         """The reply that ends the request here."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from epp.errors import ResourceExhausted, ServiceUnavailable
+from epp.errors import NotFound, ResourceExhausted, ServiceUnavailable
 from epp.plugin import Candidates, Mask, Request, Router
 from epp.pool import all_true
 from epp.schedule.guard import Guard
@@ -13,6 +13,7 @@ def screen(router: Router, request: Request, c: Candidates, guard: Guard) -> Can
 
     Raises:
         ServiceUnavailable: nobody is left.
+        NotFound: nobody is left, since what the request names isn't there.
     """
     kept: Mask = np.ones(len(c), dtype=bool)
     for plugged in router.screeners:
@@ -24,6 +25,9 @@ def screen(router: Router, request: Request, c: Candidates, guard: Guard) -> Can
             guard.fault("Screener", plugged, "shape", f"a mask of {len(c)} bools is due, not {mask.dtype} {mask.shape}")
             continue
         kept &= mask
+        refusal = getattr(plugged.plugin, "refusal", None)
+        if refusal is not None and not mask.any() and (text := guard.call("Screener", plugged, refusal, request, c)):
+            raise NotFound(text)
         if not kept.any():
             message = f"screeners eliminated all endpoint candidates: {plugged.name!r} has left none"
             raise ServiceUnavailable(message, reason="rejected-no-endpoints")

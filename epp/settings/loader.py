@@ -28,6 +28,10 @@ DEFAULT_PARSERS = ("openai-parser", "anthropic-parser", "vllmhttp-parser", "pass
 """llm-d's list; those that are not registered are left out."""
 
 
+DEFAULT_SCREENERS = ("served-model-filter",)
+"""Ours, where they are registered and the file doesn't list them."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Resolved:
     """A configuration with everything that was left out filled in.
@@ -121,6 +125,9 @@ def _resolve(config: EndpointPickerConfig, instances: Instances, document: Docum
     instances.configure(migrated(config.plugins, report))
     sources, taken = resolve_sources(config, instances, report)
     check_flow_control(config, gates, instances, report)
+    for name in DEFAULT_SCREENERS:
+        if instances.known(name) and not any(instance.type == name for instance in instances.by_name.values()):
+            instances.inject(name, ())
     profiles, members = resolve_profiles(config, instances, report)
     handler = resolve_handler(tuple(profiles), instances, report)
     parsers = _parsers(config, instances, report)

@@ -1,4 +1,4 @@
-"""Model names with a real Envoy and simulated engines: rewritten on the way there and back, in every mode that can."""
+"""Models with a real Envoy and simulated engines: names rewritten there and back; engines with different models."""
 
 import json
 from collections.abc import AsyncIterator
@@ -111,6 +111,42 @@ async def test_the_client_sees_the_name_it_asked_for(
         assert names(answer) == {model}
         if "content-length" in answer.headers:
             assert int(answer.headers["content-length"]) == len(answer.body)
+
+
+MODELS = (
+    EngineOptions(model="llama-8b", loras=("tuned",)),
+    EngineOptions(model="qwen-7b"),
+    EngineOptions(model="llama-8b", loras=("tuned",)),
+)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def differing(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateways]:
+    """Three engines with two models."""
+    async with AsyncExitStack() as stack:
+        yield await Gateways.start(stack, list(MODELS), tmp_path_factory.mktemp("models") / "endpoints.yaml")
+
+
+@pytest.mark.parametrize("variant", ["standalone", "full-duplex"])
+@pytest.mark.parametrize("model", ["llama-8b", "qwen-7b", "tuned", "ll"])
+async def test_three_engines_with_two_models(differing: Gateways, variant: str, model: str) -> None:
+    """Each request finds an engine that has its model, an adapter's and a rewritten one's too: none says 404."""
+    address = await differing.envoy(variant)
+    for _ in range(6):
+        answer = await call("http1", address, path="/v1/chat/completions", body=chat(model))
+        assert (answer.status, names(answer)) == (200, {model}), answer.body
+
+
+@pytest.mark.parametrize("variant", ["standalone", "full-duplex"])
+async def test_a_model_that_nobody_serves_and_the_list_of_those_there_are(differing: Gateways, variant: str) -> None:
+    address = await differing.envoy(variant)
+    answer = await call("http1", address, path="/v1/chat/completions", body=chat("lama-8b"))
+    assert answer.status == 404
+    assert json.loads(answer.body)["error"]["message"].endswith("did you mean `llama-8b`?")
+    answer = await call("http1", address, method="GET", path="/v1/models")
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    page = json.loads(answer.body)
+    assert (page["object"], [card["id"] for card in page["data"]]) == ("list", ["llama-8b", "tuned", "qwen-7b"])
 
 
 async def test_no_request_is_left_behind(rewriting: Gateways) -> None:

@@ -1,0 +1,160 @@
+"""Which models each engine serves: its `/v1/models`, asked rarely, into the pool's set `SERVED_MODELS`.
+
+An engine that doesn't say, or not yet, has no members in that set; one that does has `REPORTED` beside its models. What
+an engine said stays until it says otherwise, restarts or leaves.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from epp.data.client import MetricsClient, ScrapeError, ScrapeOptions
+from epp.keys import REPORTED, SERVED_MODELS
+from epp.pool import Endpoint, Pool
+
+INTERVAL = 10.0
+"""Seconds between two looks at one engine; stretched so that the whole pool is asked at most `BUDGET` times a second."""
+
+RETRY = 1.0
+"""Seconds until an engine is asked again that has just come or restarted and hasn't answered."""
+
+BUDGET = 20.0
+AT_ONCE = 16
+
+
+class _Card(msgspec.Struct):
+    id: str
+
+
+class _Listing(msgspec.Struct):
+    data: list[msgspec.Raw] = []
+
+
+_listing = msgspec.json.Decoder(_Listing).decode
+_card = msgspec.json.Decoder(_Card).decode
+
+
+def cards(page: bytes) -> Mapping[str, msgspec.Raw]:
+    """The models of a `/v1/models` page: each one's JSON by its name, in their order.
+
+    Raises:
+        ValueError: it is no such page.
+    """
+    return {_card(raw).id: raw for raw in _listing(page).data}
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one slot under one generation; `due` is when it is asked again."""
+
+    generation: int
+    due: float = 0.0
+    cards: Mapping[str, msgspec.Raw] = field(default_factory=dict)
+
+
+class Models:
+    """Keeps the pool's set of served models up to date.
+
+    Args:
+        pool: whose endpoints are asked, whoever adds and removes them.
+        options: how pages are fetched; path and port are not the metrics page's, but `/v1/models` of the serving port.
+        now: the injected monotonic clock, seconds.
+        on_fault: hears of an endpoint that gives no page, and why.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        options: ScrapeOptions,
+        *,
+        now: Callable[[], float],
+        on_fault: Callable[[Endpoint, str], None] = lambda *_: None,
+    ) -> None:
+        self._pool = pool
+        self._options = options
+        self._now = now
+        self._on_fault = on_fault
+        self._known: dict[int, _Known] = {}
+        self._limit = asyncio.Semaphore(AT_ONCE)
+        self._client: MetricsClient | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Models of {len(self._known)} endpoints>"
+
+    async def start(self, patience: float = 1.0) -> None:
+        """Begins to ask, and waits that many seconds at most for the first answers.
+
+        Raises:
+            ConfigError: see `MetricsClient`.
+        """
+        self._client = MetricsClient(self._options)
+        first = asyncio.create_task(self.look())
+        await asyncio.wait([first], timeout=patience)
+        self._task = asyncio.create_task(self._go_on(first))
+
+    async def stop(self) -> None:
+        """Ends the asking; what is known stays."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def _go_on(self, first: "asyncio.Task[None]") -> None:
+        try:
+            await first
+            while True:
+                await asyncio.sleep(RETRY)
+                await self.look()
+        finally:
+            first.cancel()
+
+    async def look(self) -> None:
+        """Asks every endpoint that is due."""
+        slots = self._pool.slots.values()
+        self._known = {slot: self._of(slot) for slot in slots}
+        now = self._now()
+        due = [slot for slot, known in self._known.items() if known.due <= now]
+        await asyncio.gather(*[self._ask(slot, self._known[slot]) for slot in due])
+
+    def _of(self, slot: int) -> _Known:
+        known, generation = self._known.get(slot), self._pool.generations[slot]
+        if known is None or known.generation != generation:
+            return _Known(generation)
+        if known.cards and not self._pool.members(slot, SERVED_MODELS):
+            known.due = 0.0  # it has restarted
+        return known
+
+    async def _ask(self, slot: int, known: _Known) -> None:
+        endpoint = self._pool.endpoints[slot]
+        if endpoint is None or self._client is None:
+            return
+        try:
+            async with self._limit:
+                page = await self._client.page(f"{self._options.scheme}://{endpoint.host}:{endpoint.port}/v1/models")
+            found = cards(page)
+        except (ScrapeError, ValueError) as error:
+            known.due = self._now() + (RETRY if not known.cards else self._interval)
+            self._on_fault(endpoint, str(error))
+            return
+        if self._pool.generations[slot] == known.generation:
+            known.cards, known.due = found, self._now() + self._interval
+            self._pool.write_set(slot, SERVED_MODELS, (REPORTED, *found))
+
+    @property
+    def _interval(self) -> float:
+        return max(INTERVAL, len(self._known) / BUDGET)
+
+    def listing(self) -> bytes:
+        """A `/v1/models` page with the models of all engines in play, each once."""
+        union: dict[str, Any] = {}
+        for slot, known in self._known.items():
+            if self._pool.eligible[slot] and self._pool.generations[slot] == known.generation:
+                for name, card in known.cards.items():
+                    union.setdefault(name, card)
+        return msgspec.json.encode({"object": "list", "data": list(union.values())})

@@ -1,0 +1,61 @@
+"""served-model-filter: keeps the endpoints that serve the request's model.
+
+What it does
+    With engines that serve different models behind one Envoy, a request goes to one that has its model, or its LoRA
+    adapter. A model that nobody serves is a 404 that names the nearest one there is. An engine that doesn't say what it
+    serves stays; so does everybody for a request without a model, and while all engines serve the same: then the engine
+    itself says what it doesn't know, adapters that were loaded a moment ago included.
+
+    It is on unless the configuration lists it with `enabled: false`. `GET /v1/models` lists the models of all engines
+    where they differ.
+
+Reads
+    The engines' `/v1/models`, asked at the start and about every 10 seconds, and the request's model: the target, where
+    a rewrite has chosen one.
+
+Writes
+    Nothing.
+
+Parameters
+    `enabled` (true): whether it looks at all.
+
+Example:
+    plugins:
+    - type: served-model-filter
+
+Where it departs from llm-d, and why
+    llm-d has no such filter: there a pool serves one base model. Without Kubernetes there is one pool, and three
+    engines with two models are one too.
+"""
+
+import difflib
+
+import numpy as np
+
+from epp import plugin
+from epp.plugin import REPORTED, SERVED_MODELS, Candidates, Mask, Request
+
+
+class ServedModelFilter:
+    """Keeps the endpoints that serve the request's model."""
+
+    class Parameters(plugin.Parameters):
+        """See the manual."""
+
+        enabled: bool = True
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._enabled = parameters.enabled
+
+    def screen(self, request: Request, c: Candidates) -> Mask:
+        """True for who serves the model or doesn't say, shape (n,)."""
+        if not self._enabled or not request.model or not c.differ(SERVED_MODELS):
+            return np.ones(len(c), dtype=bool)
+        return c.has(SERVED_MODELS, request.model) | ~c.has(SERVED_MODELS, REPORTED)
+
+    def refusal(self, request: Request, c: Candidates) -> str:
+        """Why nobody is left: what is asked for, and the nearest that there is."""
+        known = sorted(c.members(SERVED_MODELS) - {REPORTED})
+        near = difflib.get_close_matches(request.model, known, n=1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(known)}"
+        return f"The model `{request.model[:200]}` does not exist; {hint}"

@@ -1,0 +1,87 @@
+"""Engines that serve different models over real gRPC: who gets a request, 404, and the list of all models."""
+
+import json
+
+import pytest
+
+from epp.keys import REPORTED, SERVED_MODELS
+from tests.stream.conftest import Start
+from tests.stream.envoy import send_request
+from tests.stream.messages import MODELS, MODES, destination, kind, request_body, request_headers, set_headers
+from tests.stream.picker import Picker
+
+PAGE = b'{"object":"list","data":[]}'
+each_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name.lower())
+
+
+async def ready(start: Start, *models: str) -> Picker:
+    """A picker in front of engines with one model each."""
+    picker = await start(endpoints=len(models))
+    picker.pipeline.listing = lambda: PAGE
+    for slot, model in enumerate(models):
+        picker.pool.write_set(picker.pool.slot_at(f"10.0.0.{slot + 1}:8000"), SERVED_MODELS, (REPORTED, model))
+    return picker
+
+
+def chat(model: str) -> bytes:
+    return json.dumps({"model": model, "messages": [{"role": "user", "content": "hello"}]}).encode()
+
+
+async def test_a_request_goes_to_an_engine_that_has_its_model(start: Start) -> None:
+    """Without a word of it in the configuration."""
+    picker = await ready(start, "a", "b", "a")
+    for model, expected in (("b", {"10.0.0.2:8000"}), ("a", {"10.0.0.1:8000", "10.0.0.3:8000"})):
+        for _ in range(4):
+            async with picker.stream() as stream:
+                sent = await send_request(stream, MODES[2], chat(model))
+                assert destination(sent.route) in expected
+                assert await stream.rest() == []
+
+
+async def test_a_model_that_nobody_serves(start: Start) -> None:
+    """404 in OpenAI's form, with the nearest name; while all engines have the same, the engine says it itself."""
+    picker = await ready(start, "llama-8b", "qwen")
+    async with picker.stream() as stream:
+        await stream.send(request_headers())
+        reply = await stream.ask(request_body(chat("llama-7b")))
+        assert kind(reply) == "immediate_response"
+        assert reply.immediate_response.status.code == 404
+        error = json.loads(reply.immediate_response.body)["error"]
+        assert error["message"] == "The model `llama-7b` does not exist; did you mean `llama-8b`?"
+        assert (error["type"], error["code"]) == ("not_found_error", "NotFound")
+        assert await stream.rest() == []
+    same = await ready(start, "llama-8b", "llama-8b")
+    async with same.stream() as stream:
+        assert destination((await send_request(stream, MODES[2], chat("llama-7b"))).route)
+        assert await stream.rest() == []
+
+
+@each_mode
+async def test_the_list_of_models(start: Start, mode: object) -> None:
+    """Answered by the picker where engines differ: no engine could."""
+    picker = await ready(start, "a", "b")
+    async with picker.stream() as stream:
+        reply = await stream.ask(request_headers(mode, MODELS, end=True))
+        assert reply.immediate_response.status.code == 200
+        assert reply.immediate_response.body == PAGE
+        assert set_headers(reply) == {"content-type": "application/json"}
+        assert await stream.rest() == []
+    await picker.settled()
+    (entry,) = picker.log()
+    assert (entry["status"], entry["ending"], entry["error"]) == (200, "answered", None)
+
+
+OTHERS = {
+    "engines agree": (["a", "a"], {}),
+    "another path": (["a", "b"], {":path": "/v1/models/a"}),
+    "its end": (["a", "b"], {":path": "/xv1/models"}),
+    "another method": (["a", "b"], {":method": "DELETE"}),
+}
+
+
+@pytest.mark.parametrize(("models", "line"), OTHERS.values(), ids=OTHERS)
+async def test_what_an_engine_answers(start: Start, models: list[str], line: dict[str, str]) -> None:
+    picker = await ready(start, *models)
+    async with picker.stream() as stream:
+        assert destination(await stream.ask(request_headers(MODES[2], MODELS | line, end=True)))
+        assert await stream.rest() == []
