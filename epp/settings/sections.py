@@ -8,7 +8,7 @@ from epp.settings.models import EndpointPickerConfig, FlowControl, PriorityBand
 from epp.settings.problems import Path, Report, listed, suggestion
 
 _GATES: Mapping[str, bool] = {"flowControl": False, "haPopulateNonLeaderDatastore": True}
-_RETIRED = frozenset({"dataLayer", "experimentalDatalayer", "prepareDataPlugins"})
+RETIRED_GATES = frozenset({"dataLayer", "experimentalDatalayer", "prepareDataPlugins"})
 """Gates of llm-d's releases up to v0.8: what they switched on is always on."""
 
 _TRUE, _FALSE = {"1", "t", "true"}, {"0", "f", "false"}
@@ -25,7 +25,7 @@ def check_feature_gates(config: EndpointPickerConfig, report: Report) -> dict[st
         path = ("featureGates", index)
         name, equals, text = (part.strip() for part in entry.partition("="))
         value = text.lower() if equals else "true"
-        if name in _RETIRED:
+        if name in RETIRED_GATES:
             report.warning(path, f"{name} is no gate any more: leave it out")
         elif name not in _GATES:
             hint = suggestion(name, _GATES)
@@ -35,6 +35,11 @@ def check_feature_gates(config: EndpointPickerConfig, report: Report) -> dict[st
         else:
             gates[name] = value in _TRUE
     return gates
+
+
+def gate_name(entry: str) -> str:
+    """The gate of an entry such as `flowControl=true`."""
+    return entry.partition("=")[0].strip()
 
 
 def check_flow_control(

@@ -8,6 +8,7 @@ from epp.plugin import Profile
 from epp.settings.instances import Instance
 from epp.settings.loader import Resolved
 from epp.settings.models import API_VERSION, KIND
+from epp.settings.sections import RETIRED_GATES, gate_name
 
 
 def effective(resolved: Resolved) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def effective(resolved: Resolved) -> dict[str, Any]:
     if "saturationDetector" in written:
         flow.setdefault("saturationDetector", written["saturationDetector"])
     sections = {
-        "featureGates": written.get("featureGates"),
+        "featureGates": [gate for gate in written.get("featureGates", ()) if gate_name(gate) not in RETIRED_GATES],
         "plugins": [_plugin(instance) for instance in resolved.instances.values()],
         "schedulingProfiles": [_profile(profile) for profile in resolved.router.profiles.values()],
         "requestHandler": {"parsers": [{"pluginRef": parser.name} for parser in resolved.router.parsers]},
