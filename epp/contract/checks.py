@@ -223,6 +223,10 @@ def _observes(subject: Subject, case: Case) -> None:
         _due(place is None or isinstance(place, str), f"`ip:port` or None is due, not {place!r}")
     if hasattr(plugin, "response_headers"):
         _texts(plugin.response_headers(request, decision, decision.primary.endpoints[0]))
+    if hasattr(plugin, "response_metadata"):
+        for namespace, numbers in plugin.response_metadata(request, decision, Outcome()).items():
+            odd = {name: number for name, number in numbers.items() if not isinstance(number, (int, float))}
+            _due(isinstance(namespace, str) and not odd, f"numbers by namespace and name are due, not {odd!r}")
     if hasattr(plugin, "first_byte"):
         plugin.first_byte(request, decision, c.now)
     if hasattr(plugin, "done"):

@@ -6,7 +6,8 @@ from epp_plugins.conformance import DestinationEndpointServedVerifier, HeaderBas
 from epp_plugins.topology import TopologyAffinityFilter, TopologyAffinityScorer, TopologyExtractor
 
 from epp.plugin import Endpoint
-from epp.settings import InvalidConfig
+from epp.schedule import Unguarded, decide
+from epp.settings import InvalidConfig, Registry, load
 from epp.testing import candidates, context, decided, pool, request
 from tests.unit.plugins.picking import router_of
 
@@ -110,6 +111,52 @@ def test_bad_extractor(name, message):
     ]
     with pytest.raises(InvalidConfig, match=message):
         router_of(plugins, pool())
+
+
+STAGES = """
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- {type: queue-scorer}
+- {type: decode-filter}
+- {type: prefill-filter}
+- {type: always-disagg-pd-decider}
+- {type: disagg-profile-handler, parameters: {deciders: {prefill: always-disagg-pd-decider}}}
+- {type: max-score-picker}
+%s
+schedulingProfiles:
+- {name: decode, plugins: [{pluginRef: decode-filter}, {pluginRef: queue-scorer}, {pluginRef: max-score-picker}]}
+- name: prefill
+  plugins: [{pluginRef: prefill-filter}, {pluginRef: queue-scorer}, {pluginRef: max-score-picker}, %s]
+"""
+
+
+@pytest.mark.parametrize(
+    ("plugin", "reference", "prefills"),
+    [
+        pytest.param(
+            "- {type: topology-affinity-scorer}",
+            "{pluginRef: topology-affinity-scorer, weight: 21}",
+            2,
+            id="scorer",
+        ),
+        pytest.param(
+            "- {type: topology-affinity-filter, parameters: {minAffinity: zone}}",
+            "{pluginRef: topology-affinity-filter}",
+            2,
+            id="filter",
+        ),
+        pytest.param("", "{pluginRef: queue-scorer}", 1, id="without"),
+    ],
+)
+def test_changes_the_pick_of_a_later_stage(plugin, reference, prefills):
+    """The prefill goes to the decoder's zone, though the queue there is longer: 21 * 0.05 against 1."""
+    roles = [("decode", "z1"), ("prefill", "z2"), ("prefill", "z1")]
+    own = pool(labels=[{"llm-d.ai/role": role, ZONE: zone} for role, zone in roles], waiting=[0, 0, 9])
+    registry = Registry.installed()
+    router = load(STAGES % (plugin, reference), "test", registry, lambda name: context(name, pool=own))
+    decision = decide(router, request("prompt"), candidates(of=own), Unguarded())
+    assert {name: pick.slots[0] for name, pick in decision.picks.items()} == {"decode": 0, "prefill": prefills}
 
 
 @pytest.mark.parametrize(
