@@ -14,7 +14,7 @@ Path = tuple[str, ...]
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _MEMBER = re.compile(rb'[\s,]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")\s*+:\s*+', re.DOTALL)
-_NESTED = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]]', re.DOTALL)
+_BRACKET = re.compile(rb'["{}\[\]]')
 _SCALAR = re.compile(rb"[^,}\]\s]*+")
 _OPENING = re.compile(rb"(?:\xef\xbb\xbf)?\s*+\{")
 
@@ -58,20 +58,29 @@ def _unquoted(string: bytes) -> Any:
 def _value_end(document: bytes, start: int) -> int:
     first = document[start : start + 1]
     if first == b'"':
-        string = _STRING.match(document, start)
-        return string.end() if string else len(document)
+        return _string_end(document, start)
     if first not in (b"{", b"["):
         scalar = _SCALAR.match(document, start)
         return scalar.end() if scalar else len(document)
-    depth = 0
-    for token in _NESTED.finditer(document, start):
-        if token[0] in b"{[":
-            depth += 1
-        elif token[0] in b"}]":
-            depth -= 1
-            if not depth:
-                return token.end()
+    depth, place = 0, start
+    while token := _BRACKET.search(document, place):
+        place = token.end()
+        if token[0] == b'"':
+            place = _string_end(document, token.start())
+            continue
+        depth += 1 if token[0] in b"{[" else -1
+        if not depth:
+            return place
     return len(document)
+
+
+def _string_end(document: bytes, start: int) -> int:
+    """Behind the text that begins there. Most have no escaped quote, and finding a byte is a hundred times faster."""
+    quote = document.find(b'"', start + 1)
+    if quote > 0 and document[quote - 1] != ord("\\"):
+        return quote + 1
+    string = _STRING.match(document, start)
+    return string.end() if string else len(document)
 
 
 def replaced(document: bytes, name: str, value: str) -> bytes:
@@ -112,7 +121,6 @@ class _State(Enum):
 
 
 _QUOTE = re.compile(rb'["\\]')
-_BRACKET = re.compile(rb'["{}\[\]]')
 _LINE_END = re.compile(rb"[\r\n]++")
 _MARK = re.compile(rb'["}]')
 _SPACE = frozenset(b" \t\r\n")
@@ -138,7 +146,9 @@ class Renamer:
         "_depth",
         "_escaped",
         "_events",
+        "_found",
         "_held",
+        "_instead",
         "_key",
         "_longest",
         "_new",
@@ -146,6 +156,7 @@ class Renamer:
         "_out",
         "_path",
         "_paths",
+        "_prefix",
         "_state",
         "_then",
     )
@@ -164,6 +175,8 @@ class Renamer:
         self._depth = 0
         self._escaped = False
         self._then = _State.MEMBERS
+        self._found: tuple[int, int] | None = None  # up to where in the data, and in the output, the name has been seen
+        self._prefix = self._instead = b""
 
     def __repr__(self) -> str:
         return f"<Renamer of {self._old!r}: {self._state.name} at {self._path}>"
@@ -191,14 +204,33 @@ class Renamer:
         """Takes an event stream line by line: in JSON a line's end stands in no text, so it ends whatever has begun."""
         place = 0
         for found in _LINE_END.finditer(data):
-            self._steps(data[place : found.start()])
+            self._line(data[place : found.start()])
             if self._held:
                 self._release()
             self._out.append(found[0])
             self._state, self._escaped = _State.LINE, False
             self._key.clear()
             place = found.end()
-        self._steps(data[place:])
+        self._line(data[place:])
+
+    def _line(self, data: bytes) -> None:
+        """Takes a line, or a part of one. A stream's events begin alike up to the name: one is scanned, then compared."""
+        if self._state is not _State.LINE or self._key:
+            self._steps(data)
+        elif self._prefix and data.startswith(self._prefix):
+            self._out += (self._instead, data[len(self._prefix) :])
+            self._state = _State.REST
+        else:
+            before, found = len(self._out), self._seen(data)
+            if found is not None:
+                end, after = found
+                self._prefix, self._instead = data[:end], b"".join(self._out[before:after])
+
+    def _seen(self, data: bytes) -> tuple[int, int] | None:
+        """Takes a line that begins here; up to where the name has been seen in it, and in the output, if it has."""
+        self._found = None
+        self._steps(data)
+        return self._found
 
     def _pass(self, data: bytes, start: int, end: int) -> int:
         self._out.append(data[start:end])
@@ -302,6 +334,7 @@ class Renamer:
             if _unquoted(bytes(self._held)) == self._old:
                 self._held[:] = self._new
                 self._finish()
+                self._found = end, len(self._out) + 1
             else:
                 self._state = _State.MEMBERS
             self._release()

@@ -207,3 +207,18 @@ def test_nothing_is_held_back_but_a_name() -> None:
     assert renamer.feed(b'{"model":"') == b'{"model":'
     assert renamer.feed(b"x" * 1000) == b'"' + b"x" * 1000
     assert renamer.feed(b"x" * 1000) == b"x" * 1000
+
+
+def test_events_that_begin_alike() -> None:
+    """An event with the beginning of the one before is changed as that one was; one that differs is looked at anew."""
+    one = b'data: {"id":"1","model":"old","x":"a"}\n\n'
+    others = [
+        one.replace(b'"a"', b'{"model":"old"}'),
+        one.replace(b'"1"', b'"2"'),
+        b'data: {"id":"1","model":"old\n',
+        one,
+    ]
+    data = one + b"".join(others) + one.replace(b'"old"', b'"older"')
+    wanted = data.replace(b'"model":"old","x"', b'"model":"new","x"')
+    for places in ((), range(len(data)), range(0, len(data), 7)):
+        assert renamed(data, places, events=True) == wanted
