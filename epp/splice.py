@@ -214,7 +214,7 @@ class Renamer:
         self._line(data[place:])
 
     def _line(self, data: bytes) -> None:
-        """Takes a line, or a part of one. A stream's events begin alike up to the name: one is scanned, then compared."""
+        """Takes a line, or a part of one. A stream's events begin alike up to the name: only one has to be scanned."""
         if self._state is not _State.LINE or self._key:
             self._steps(data)
         elif self._prefix and data.startswith(self._prefix):
