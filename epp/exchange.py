@@ -312,7 +312,8 @@ class Exchange:
     @property
     def renames(self) -> bool:
         """Whether the response has the engine's name of the model where the client knows another one."""
-        return self.rewriting is not None and self.rewriting.changes and not self._encoded
+        rewriting = self.rewriting
+        return rewriting is not None and rewriting.changes and rewriting.client != "" and not self._encoded
 
     def _new_renamer(self, *, fixed: bool) -> Renamer | None:
         rewriting = self.rewriting
@@ -362,7 +363,7 @@ class Exchange:
             guard, decision = self._pipeline.observe.guard, self.record.decision
             guard.call("ResponseComplete", plugged, told, self.request, decision, *arguments)
 
-    def close(self, ending: Ending, *, complete: bool) -> None:
+    def close(self, ending: Ending, *, complete: bool | None) -> None:
         """The stream has ended, however: settles what was charged and notes the end. Called exactly once."""
         pipeline, record, outcome = self._pipeline, self.record, self.record.outcome
         now = pipeline.now()
@@ -381,13 +382,15 @@ class Exchange:
             observe.note(observe.requests.write, record)
         self.hooks.users.leave()
 
-    def _cause(self, ending: Ending, *, complete: bool) -> str | None:
+    def _cause(self, ending: Ending, *, complete: bool | None) -> str | None:
         if ending == "refused":
             return "refused" if self.record.error is not None else "answered"
-        if ending == "cancelled":
-            return "client-gone"
         if complete:
             return "done"
+        if complete is None and self.record.outcome.status is not None and ending != "failed":
+            return None  # the response has begun, and nothing tells whether it has ended
+        if ending == "cancelled":
+            return "client-gone"
         # Envoy closes in the same way whatever happened; only a body that we follow tells that its end is missing.
         return "cut" if ending == "failed" or self.record.outcome.response_bytes is not None else None
 

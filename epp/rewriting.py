@@ -19,7 +19,7 @@ class Rewriting:
 
     Attributes:
         rule: the InferenceModelRewrite that says so; "" if the client's header does.
-        client: the name that the client knows.
+        client: the name that the client knows; "" if it names none.
         target: the name that the engine knows.
         paths: the places of the name in an answer or an event.
     """
@@ -43,7 +43,7 @@ def rewriting_of(
     A rule beats the header. Nothing is rewritten where the parser can't, or where the body mode doesn't let us.
     """
     asked = _asked(request.headers)
-    if not (asked or objects.rewrites) or not request.model or arrival.partial or arrival.fixed:
+    if not (asked or objects.rewrites) or arrival.partial or arrival.fixed:
         return None
     parser = next((plugged for plugged in parsers if plugged.name == request.parser), None)
     paths = getattr(parser.plugin, "model_paths", ()) if parser is not None else ()

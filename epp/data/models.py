@@ -16,7 +16,7 @@ from epp.keys import REPORTED, SERVED_MODELS
 from epp.pool import Endpoint, Pool
 
 INTERVAL = 10.0
-"""Seconds between two looks at one engine; stretched so that the whole pool is asked at most `BUDGET` times a second."""
+"""Seconds between two looks at one engine; stretched so that the pool is asked `BUDGET` times a second at most."""
 
 RETRY = 1.0
 """Seconds until an engine is asked again that has just come or restarted and hasn't answered."""

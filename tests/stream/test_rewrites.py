@@ -133,6 +133,17 @@ async def test_who_says_which_model(start: Start, objects: Objects, headers: dic
         assert await stream.rest() == []
 
 
+async def test_a_rule_for_all_names_a_model_where_the_client_names_none(start: Start) -> None:
+    """In a format that needs no model; the answer keeps the engine's name, since the client has no other."""
+    picker = await ready(start, Objects.of({}, [Rule("r", (), ("llama-3",), (None,))]))
+    async with picker.stream() as stream:
+        body, _ = await sent(stream, FULL, b'{"token_ids":[1]}', **{":path": "/inference/v1/generate"})
+        assert body == b'{"model":"llama-3","token_ids":[1]}'
+        answer = await send_response(stream, FULL, ANSWER)
+        assert answer.body == ANSWER
+        assert await stream.rest() == []
+
+
 @pytest.mark.parametrize(("name", "priority"), [("batch", -5), ("unknown", 0), ("", 0)])
 async def test_an_objective_has_a_priority(start: Start, name: str, priority: int) -> None:
     """What objects say counts for plugins, and in the metrics' labels; an unknown objective is 0."""
