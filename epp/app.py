@@ -324,7 +324,7 @@ class App:
             await server.start()
             stack.push_async_callback(server.stop, 0.5)
 
-    def _crashed(self, error: Exception) -> None:
+    def _crashed(self, error: BaseException) -> None:
         log.error("a request failed on a fault of the endpoint picker's", exc_info=error)
 
     async def _start_metrics(self, stack: AsyncExitStack) -> None:

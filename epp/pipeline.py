@@ -158,9 +158,7 @@ def insist_on_cache(exchange: Exchange, request: Request) -> None:
         PreconditionFailed: the pick is not known to hold any of it.
     """
     prefer = request.headers.get("prefer")
-    if (
-        prefer
-        and "if-available" in [token.strip().lower() for token in prefer.split(",")]
-        and not exchange.record.matched
-    ):
+    if not prefer or not request.body.prompts or exchange.record.matched:
+        return
+    if "if-available" in [token.strip().lower() for token in prefer.split(",")]:
         raise PreconditionFailed("no decode worker has the requested KV cache")

@@ -35,6 +35,14 @@ Ending = Literal["ended", "cancelled", "failed", "refused"]
 """How a stream ended: Envoy closed it, Envoy or the client broke it off, a fault on it, or we answered the client."""
 
 
+LINGER = 0.02
+"""Seconds that a stream which Envoy has closed waits before it ends with OK.
+
+Envoy resets a stream in the moment in which it closes it, and gRPC cancels us for that; OK can't be sent any more then,
+and gRPC loses a hundred bytes for good at every attempt (grpc/grpc#43360). Others than Envoy get their OK, a bit later.
+"""
+
+
 class Exchange(Protocol):
     """One request's way through the picker, as the server drives it."""
 
@@ -82,8 +90,8 @@ class Exchange(Protocol):
         """What has been held back of the body, when it has ended in trailers."""
         ...
 
-    def close(self, ending: Ending, *, complete: bool) -> None:
-        """The stream has ended; `complete` if the response's end was seen. Called exactly once."""
+    def close(self, ending: Ending, *, complete: bool | None) -> None:
+        """The stream has ended; see `Session.complete`. Called exactly once."""
         ...
 
 
@@ -98,7 +106,11 @@ class ExternalProcessor:
     """
 
     def __init__(
-        self, open_exchange: Callable[[], Exchange], default: Modes, limit: int, crashed: Callable[[Exception], None]
+        self,
+        open_exchange: Callable[[], Exchange],
+        default: Modes,
+        limit: int,
+        crashed: Callable[[BaseException], None],
     ) -> None:
         self._open = open_exchange
         self._default = default
@@ -119,7 +131,6 @@ class ExternalProcessor:
         try:
             while await self._next(session, exchange, context):
                 if session.phase is Phase.REFUSED:
-                    ending = "refused"
                     return
             ending = "ended"
         except (ProtocolError, DecodeError, ValueError) as error:
@@ -127,7 +138,10 @@ class ExternalProcessor:
             # Never OK: under full duplex that would silently lose the pieces that are with the processor.
             await context.abort(grpc.StatusCode.INTERNAL, str(error))
         finally:
-            exchange.close(ending, complete=session.response_ended)
+            if session.phase is Phase.REFUSED:
+                ending = "refused"  # the client may have gone as soon as it had its answer
+            exchange.close(ending, complete=session.complete)
+        await asyncio.sleep(LINGER)
 
     async def _next(self, session: Session, exchange: Exchange, context: Any) -> bool:
         """Answers the next message; False at the end. No message outlives its answers: bodies are long, streams too."""
@@ -158,7 +172,7 @@ class ExternalProcessor:
             return (session.refuse(error, exchange.refused(error)),)
         except (ProtocolError, asyncio.CancelledError):
             raise
-        except Exception as error:  # noqa: BLE001 (a fault of ours: counted, and the client is told)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (a fault of ours: counted, and the client is told)
             self._crashed(error)
             fault = Internal("the endpoint picker failed; its log says why")
             return (session.refuse(fault, exchange.refused(fault)),)
@@ -166,7 +180,7 @@ class ExternalProcessor:
     def _reporting(self, exchange: Exchange, replies: Sequence[Reply]) -> Sequence[Reply]:
         try:
             metadata = exchange.response_metadata()
-        except Exception as error:  # noqa: BLE001 (a response passes whatever we make of it)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (a response passes whatever we make of it)
             self._crashed(error)
             return replies
         if not metadata or not replies or isinstance(replies[-1], (Direct, Immediate, Reporting)):
@@ -190,6 +204,6 @@ class ExternalProcessor:
                 return session.stream_response(added)
             if added:
                 return (Continue("response_headers", tuple(added)),)
-        except Exception as error:  # noqa: BLE001 (a response passes whatever we make of it)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (a response passes whatever we make of it)
             self._crashed(error)
         return replies

@@ -42,6 +42,9 @@ from epp.extproc.events import (
 PIECE_BYTES = 62_000
 """The most bytes of a piece: Envoy advises against more than 64 KiB."""
 
+PATIENCE_BYTES = 1 << 20
+"""How far a body may go beyond the limit before it is cut off; Envoy's own margin in `epp envoy` is the same."""
+
 DUPLEX = frozenset({BodyMode.FULL_DUPLEX_STREAMED, BodyMode.GRPC})
 AT_HEADERS = frozenset({BodyMode.NONE, BodyMode.STREAMED})
 BUFFERED = frozenset({BodyMode.BUFFERED, BodyMode.BUFFERED_PARTIAL})
@@ -132,6 +135,13 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session {self.phase.name} {self.modes.request.name}, {self._size} bytes>"
 
+    @property
+    def complete(self) -> bool | None:
+        """Whether the response's end was seen; None where the mode in force doesn't show it."""
+        if self.response_ended:
+            return True
+        return None if self.modes.response is BodyMode.NONE else False
+
     def receive(self, event: Event) -> Sequence[Reply]:
         """Takes the next event; what can be answered at once.
 
@@ -195,7 +205,7 @@ class Session:
         """The first message of a stream."""
         self.modes = event.modes or self.modes
         self._headers, self._subset = event.headers, event.subset
-        self._refuse_too_large(_content_length(event.headers))
+        self._refuse_too_large(_content_length(event.headers), patience=self.modes.request not in AT_HEADERS)
         if event.end or self.modes.request in AT_HEADERS or _upgrades(event.headers):
             return self._whole(b"" if event.end else None)
         self.phase = Phase.BODY
@@ -204,7 +214,7 @@ class Session:
     def on_piece(self, event: RequestBody) -> Sequence[Reply]:
         """A piece of a body that is being gathered."""
         self._size += len(event.data)
-        self._refuse_too_large(self._size)
+        self._refuse_too_large(self._size, patience=not event.end and self.modes.request in DUPLEX)
         self._pieces.append(event)
         self._subset = event.subset if event.subset is not None else self._subset
         if self.modes.request in DUPLEX:
@@ -216,6 +226,7 @@ class Session:
         if self.modes.request not in DUPLEX:
             raise BadRequest("the request has trailers but no body")
         self._trailers = True
+        self._refuse_too_large(self._size)
         self._subset = event.subset if event.subset is not None else self._subset
         return self._whole(self._joined())
 
@@ -268,8 +279,10 @@ class Session:
         self.arrival = Arrival(self._headers, body, self._subset, partial, self.modes.request is BodyMode.GRPC)
         return ()
 
-    def _refuse_too_large(self, size: int) -> None:
-        if size > self._limit:
+    def _refuse_too_large(self, size: int, *, patience: bool = False) -> None:
+        # With patience a body that is a little too long may end first: many clients don't read an answer that comes
+        # while they send.
+        if size > self._limit + PATIENCE_BYTES * patience:
             raise PayloadTooLarge(
                 f"the request's body is longer than {self._limit} bytes; "
                 "shorten it, or raise --max-request-body-bytes of the endpoint picker and of its Envoy"

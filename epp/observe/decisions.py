@@ -136,6 +136,7 @@ def _stage(stage: Any) -> dict[str, Any]:
         "scorers": [] if stage.raw is None else [_scorer(stage, row, names) for row in range(len(stage.raw))],
         "totals": {} if stage.totals is None else dict(zip(names, map(float, stage.totals), strict=True)),
         "picker": stage.profile.picker.name,
+        "failed": sorted(stage.failed),
         "pick": None if stage.pick is None else _pick(stage.pick),
     }
 

@@ -83,7 +83,7 @@ class TimingGuard:
         start = self._now()
         try:
             result = function(*arguments)
-        except Exception as error:  # noqa: BLE001 (a plugin may raise anything; it is counted and left out)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (a plugin may raise anything; it is counted and left out)
             self._count(point, plugged, "raised", repr(error), error)
             return None
         finally:
@@ -102,7 +102,7 @@ class TimingGuard:
         start = self._now()
         try:
             result = await function(*arguments)
-        except Exception as error:  # noqa: BLE001 (as above)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (as above)
             self._count(point, plugged, "raised", repr(error), error)
             return None
         finally:
@@ -155,7 +155,7 @@ class TimingGuard:
                 message = "plugin %s (%s) is left out for %g s: it took %.1f ms, and its budget is %.1f ms"
                 log.warning(message, plugged.name, point, budget.pause, took * 1e3, budget.seconds * 1e3)
 
-    def _count(self, point: str, plugged: Plugged, fault: str, detail: str, error: Exception | None) -> None:
+    def _count(self, point: str, plugged: Plugged, fault: str, detail: str, error: BaseException | None) -> None:
         count = self._faults.value(point, plugged.type, plugged.name, fault)
         count.inc()
         if count.value <= QUIET_AFTER:

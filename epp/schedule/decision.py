@@ -21,6 +21,8 @@ class Stage:
         stood_in: the scorers for which the in-flight counts stood in, because nobody had fresh metrics.
         totals: the weighted sums as the picker saw them, shape (n,).
         pick: None if nobody was left.
+        failed: names of the plugins that failed or gave something useless, and were left out. Where the picker is among
+            them, the pick is the highest total with the fewest requests in flight.
     """
 
     profile: Profile
@@ -32,6 +34,7 @@ class Stage:
     stood_in: tuple[int, ...] = ()
     totals: Floats | None = None
     pick: Pick | None = None
+    failed: set[str] = field(default_factory=set)
 
     @property
     def emptied_by(self) -> Plugged | None:

@@ -24,7 +24,9 @@ def run_profile(profile: Profile, request: Request, candidates: Candidates, peer
     stage = Stage(profile, candidates, candidates)
     for plugged in profile.filters:
         mask = _mask(guard, plugged, request, stage.candidates)
-        if mask is not None and not all_true(mask):
+        if mask is None:
+            stage.failed.add(plugged.name)
+        elif not all_true(mask):
             stage.candidates = stage.candidates.narrow(mask)
         stage.kept.append((plugged, stage.candidates))
         if not len(stage.candidates):
@@ -57,6 +59,7 @@ def _score(stage: Stage, request: Request, guard: Guard) -> None:
         scores = _scores(guard, plugged, request, c)
         if scores is None:
             failed.append(row)
+            stage.failed.add(plugged.name)
         raw[row] = np.nan if scores is None else scores
     stage.raw = stage.counted = raw
     unknown = np.isnan(raw)
@@ -124,7 +127,8 @@ def _pick(stage: Stage, request: Request, guard: Guard) -> Pick:
     if order is None:
         if picked is not None:
             guard.fault("Picker", plugged, "shape", f"distinct indices below {len(c)} are due")
-        order = [int(totals.argmax())]
+        stage.failed.add(plugged.name)
+        order = [int(np.lexsort((c[INFLIGHT_REQUESTS], -totals))[0])]
     return c.pick(stage.profile.name, order, float(totals[order[0]]))
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
 import pytest_asyncio
 
@@ -150,6 +151,21 @@ async def test_a_longer_body_is_refused(
     assert (answer.status, answer.headers.get("content-type")) == (413, "application/json")
     assert error(answer)["code"] == "PayloadTooLarge"
     assert error(answer)["request_id"]
+    stage.forget()
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
+async def test_a_client_that_reads_only_after_sending(
+    stage: Stage, gateway: EnvoyProcess, variant: str, http2: bool
+) -> None:
+    """Most clients are like that: they get the 413, too, if the body is only a little too long."""
+    if variant in {"headers-only", "streamed"}:
+        pytest.skip("the picker decides before it sees the body")
+    async with httpx.AsyncClient(http1=not http2, http2=http2, timeout=30.0) as client:
+        url = f"http://{gateway.address}/v1/completions"
+        answer = await client.post(url, content=completion(LIMIT + 1), headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "PayloadTooLarge"
     stage.forget()
 
 

@@ -52,7 +52,7 @@ class Upstream:
 
     Attributes:
         address: `ip:port`, once entered.
-        seen: the requests so far, those for metrics and health aside.
+        seen: the requests so far, those of the picker itself aside.
         open: responses that are under way.
         aborted: requests or responses that the other side broke off.
         gate: lets responses with `x-hold` go on.
@@ -128,7 +128,7 @@ class _Connection:
         if not isinstance(head, h11.Request):
             return None
         request = Seen(head.method.decode(), head.target.decode(), list(head.headers))
-        if request.path not in {"/metrics", "/health"}:
+        if request.header("user-agent") != "epp":
             self._upstream.seen.append(request)
         if request.header("expect"):
             await self._send(h11.InformationalResponse(status_code=100, headers=[]))

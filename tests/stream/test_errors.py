@@ -8,6 +8,7 @@ import pytest
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
 
 from epp.extproc.events import BodyMode
+from epp.extproc.session import PATIENCE_BYTES
 from epp.pool import Endpoint
 from tests.stream.conftest import Start
 from tests.stream.envoy import send_request
@@ -64,11 +65,11 @@ CASES: dict[str, Case] = {
         CHAT | {":path": "/v1/xcompletions?a=1"},
         (400, "BadRequest", None, "no parser registered matching path suffix for: /v1/xcompletions"),
     ),
-    "too long": ({}, TOO_LONG, CHAT, (413, "PayloadTooLarge", None, str(LIMIT))),
-    "too long by its length": (
+    "too long": ({}, TOO_LONG, TOO_LONG_HEADERS, (413, "PayloadTooLarge", None, str(LIMIT))),
+    "far too long by its length": (
         {},
         None,
-        TOO_LONG_HEADERS,
+        CHAT | {"content-length": str(LIMIT + PATIENCE_BYTES + 1)},
         (413, "PayloadTooLarge", None, str(LIMIT)),
     ),
     "empty pool": (

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 
 import pytest
 
@@ -56,7 +57,13 @@ def test_nothing_is_a_fault_where_something_is_due(guarded: Guarded, point: str,
     assert sum(guarded.counted().values()) == faults
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
+def test_a_plugin_cant_end_the_process(guarded: Guarded) -> None:
+    """Calling exit() is a fault like any other."""
+    assert guarded.guard.call("Scorer", SCORER, sys.exit, 3) is None
+    assert sum(guarded.counted().values()) == 1
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, asyncio.CancelledError])
 def test_what_ends_the_process_or_the_task_passes(guarded: Guarded, stop: type[BaseException]) -> None:
     """It is no fault of the plugin's."""
 

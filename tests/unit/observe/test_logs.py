@@ -42,8 +42,8 @@ def line_of(noted: Record) -> dict[str, Any]:
     return found
 
 
-FIELDS = """timestamp level message request_id model target_model endpoint score profile status duration_ms ttft_ms tokens
-prompt_tokens cached_tokens ending error dropped_reason""".split()  # noqa: SIM905 (reads better)
+FIELDS = """timestamp level message request_id model target_model endpoint score profile status duration_ms ttft_ms
+tokens prompt_tokens cached_tokens ending error dropped_reason""".split()  # noqa: SIM905 (reads better)
 
 
 def test_a_whole_request() -> None:
