@@ -86,6 +86,27 @@ async def test_how_a_response_ended(start: Start, messages: list[Any], cause: st
     assert picker.decisions.find("r-1")["outcome"]["ending"] == cause
 
 
+@pytest.mark.parametrize(
+    ("mode", "messages", "cause"),
+    [
+        pytest.param(FULL, [response_headers(), response_body(b"a")], "done", id="whole"),
+        pytest.param(NONE, [response_headers()], None, id="nothing shows the end"),
+    ],
+)
+async def test_a_stream_that_is_broken_off_after_the_answer(
+    start: Start, mode: BodyMode, messages: list[Any], cause: str | None
+) -> None:
+    """Envoy may cancel a stream whose client has had everything: that is no client that has gone."""
+    picker = await start()
+    async with picker.stream() as stream:
+        await stream.ask(request_headers(mode, end=True))
+        for message in messages:
+            await stream.ask(message)
+        stream.cancel()
+    await picker.settled()
+    assert picker.log()[0]["ending"] == cause
+
+
 async def test_a_picker_that_stops(start: Start) -> None:
     """Streams that are still open when the server stops are settled like any other."""
     async with Picker() as picker, picker.stream() as stream:

@@ -1,10 +1,12 @@
 """One run of a profile: filters in order, weighted scores, the pick."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from epp.plugin import Plugged
 from epp.schedule import Unguarded
 from epp.schedule.profile import run_profile
 from epp.testing import candidates, request
@@ -113,3 +115,21 @@ def test_plugin_authors_see_their_faults():
         run_profile(profile((Scoring(lambda c: 1 / 0), 1)), request(), candidates(), None, Unguarded())
     with pytest.raises(ValueError, match=r"scorer-0 \(Scorer\): shape"):
         run_profile(profile((Scoring([1, 2]), 1)), request(), candidates(count=3), None, Unguarded())
+
+
+class Wrong:
+    """A picker that points at nobody."""
+
+    def pick(self, request, c, totals):
+        return [99]
+
+
+@pytest.mark.parametrize(
+    ("scores", "inflight", "picked"), [([0, 1, 1], [0, 5, 2], "pod-2"), ([0.5, 1, 0], [0, 9, 0], "pod-1")]
+)
+def test_in_place_of_a_picker_that_fails(scores, inflight, picked):
+    """The highest total, and among equals who has least to do; the explanation says that the picker has failed."""
+    wrong = replace(profile((Scoring(scores), 1)), picker=Plugged("wrong", "wrong", Wrong()))
+    stage = run_profile(wrong, request(), candidates(inflight_requests=inflight), None, Noting())
+    assert names(stage.pick.endpoints) == [picked]
+    assert stage.failed == {"wrong"}
