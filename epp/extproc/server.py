@@ -9,6 +9,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
 from google.protobuf.message import DecodeError
 
 from epp.errors import Internal, RequestError
+from epp.extproc.call import Call
 from epp.extproc.codec import decode, encode
 from epp.extproc.events import (
     Answer,
@@ -33,14 +34,6 @@ SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
 Ending = Literal["ended", "cancelled", "failed", "refused"]
 """How a stream ended: Envoy closed it, Envoy or the client broke it off, a fault on it, or we answered the client."""
-
-
-LINGER = 0.02
-"""Seconds that a stream which Envoy has closed waits before it ends with OK.
-
-Envoy resets a stream in the moment in which it closes it, and gRPC cancels us for that; OK can't be sent any more then,
-and gRPC loses a hundred bytes for good at every attempt (grpc/grpc#43360). Others than Envoy get their OK, a bit later.
-"""
 
 
 class Exchange(Protocol):
@@ -125,6 +118,11 @@ class ExternalProcessor:
         return grpc.method_handlers_generic_handler(SERVICE, {"Process": method})
 
     async def process(self, _: object, context: Any) -> None:
+        """What gRPC calls for each stream."""
+        call = Call(context)
+        await call.run(self._stream(call))
+
+    async def _stream(self, context: Call) -> None:
         """One stream, from its first message to its end."""
         session, exchange = Session(self._default, self._limit), self._open()
         ending: Ending = "cancelled"  # unless it comes to a better end: cancellation may strike at any await
@@ -141,7 +139,6 @@ class ExternalProcessor:
             if session.phase is Phase.REFUSED:
                 ending = "refused"  # the client may have gone as soon as it had its answer
             exchange.close(ending, complete=session.complete)
-        await asyncio.sleep(LINGER)
 
     async def _next(self, session: Session, exchange: Exchange, context: Any) -> bool:
         """Answers the next message; False at the end. No message outlives its answers: bodies are long, streams too."""
