@@ -73,16 +73,20 @@ def _allow_files() -> None:
 
 
 async def _serve(options: ServeOptions) -> int:
-    stop = asyncio.Event()
+    stop, at_once = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def signalled() -> None:
+        (at_once if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, signalled)
     async with AsyncExitStack() as stack:
         app = App(options)
         loop.add_signal_handler(signal.SIGHUP, app.configuration.ask)
         await app.start(stack)
         await stop.wait()
-        await app.drain()
+        await app.drain(at_once)
     app.flush()
     log.info("stopped")
     return 0
@@ -152,13 +156,17 @@ class App:
             self.configuration.router.origin,
         )
 
-    async def drain(self) -> None:
-        """Is no longer ready, and goes on serving until no stream has come for a while, `drain_timeout` at most."""
+    async def drain(self, at_once: asyncio.Event) -> None:
+        """Is no longer ready, and goes on serving until no stream has come for a while, `drain_timeout` at most.
+
+        Args:
+            at_once: ends it before that.
+        """
         self.health.set_ready(False)
         end = time.monotonic() + self._options.drain_timeout
         log.info("draining: %d streams in flight", self._streams())
         quiet_since = time.monotonic()
-        while (now := time.monotonic()) < end and now - quiet_since < IDLE:
+        while (now := time.monotonic()) < end and now - quiet_since < IDLE and not at_once.is_set():
             if self._streams():
                 quiet_since = now
             await asyncio.sleep(0.02)

@@ -1,10 +1,13 @@
 """`epp serve` as a process: what it says of its health, how it ends, and what it makes of wrong arguments."""
 
 import asyncio
+import json
 import re
 import signal
+import ssl
 import sys
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import aiohttp
 import grpc
@@ -13,12 +16,15 @@ from envoy.config.core.v3.base_pb2 import HeaderValue
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from epp.extproc.tls import self_signed
+from tests.e2e.harness import free_port
+from tests.e2e.upstream import Upstream
+
 pytestmark = pytest.mark.e2e
 
 DEADLINE = 30.0
 PORTS = ("--grpc-port=0", "--grpc-health-port=0", "--metrics-port=0", "--grpc-bind-address=127.0.0.1")
 SERVING = re.compile(r"ext_proc on (\d+) \(\w+\), health on (\d+), metrics on (\S+):(\d+),")
-ENDPOINT = "127.0.0.1:9"  # nobody listens there, and one failure alone takes nobody out
 
 
 class Picker:
@@ -29,10 +35,15 @@ class Picker:
         self.log = []
 
     async def until_serving(self):
-        async with asyncio.timeout(DEADLINE):
-            while not (found := SERVING.search(await self._line())):
-                pass
+        found = await self.until(SERVING)
         self.grpc, self.health, self.bound, self.metrics = found.groups()
+
+    async def until(self, pattern):
+        """Reads the log until a line matches; the match."""
+        async with asyncio.timeout(DEADLINE):
+            while not (found := pattern.search(await self._line())):
+                pass
+        return found
 
     async def _line(self):
         line = (await self.process.stderr.readline()).decode()
@@ -49,16 +60,18 @@ class Picker:
 
 @asynccontextmanager
 async def serve(*arguments):
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "epp", "serve", "--endpoints", ENDPOINT, *PORTS, *arguments),
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield Picker(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    """A picker of one server that is there."""
+    async with Upstream() as upstream:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "epp", "serve", "--endpoints", upstream.address, *PORTS, *arguments),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            yield Picker(process)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 async def check(port, service):
@@ -133,6 +146,20 @@ async def test_drain_ends():
             assert await stream.code() is not grpc.StatusCode.OK
 
 
+async def test_a_second_sigterm_ends_at_once():
+    """Whoever can't wait needn't, and the status is 0 all the same."""
+    async with serve("--secure-serving=false", "--drain-timeout=300s") as picker:
+        await picker.until_serving()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{picker.grpc}") as channel:
+            stream = open_stream(channel)
+            await stream.write(headers_only())
+            await stream.read()
+            picker.process.send_signal(signal.SIGTERM)
+            await picker.until(re.compile("draining: 1 streams in flight"))
+            picker.process.send_signal(signal.SIGTERM)
+            assert await picker.end() == 0
+
+
 BOUND = {"by default": ((), "127.0.0.1"), "without authentication": (("--metrics-endpoint-auth=false",), "*")}
 
 
@@ -153,6 +180,55 @@ async def test_tls_by_default():
         with pytest.raises(grpc.aio.AioRpcError):
             await check(picker.grpc, "")
         assert await check(picker.health, "") == "SERVING"
+
+
+def certificate(port):
+    """The certificate that a client gets; it connects anew for each."""
+    return ssl.get_server_certificate(("127.0.0.1", int(port)), timeout=DEADLINE).encode()
+
+
+async def test_tls_from_files(tmp_path):
+    """A certificate that is replaced is in use from the next handshake on; one that can't be used isn't."""
+
+    def write(pair):
+        (tmp_path / "tls.key").write_bytes(pair.key)
+        (tmp_path / "tls.crt").write_bytes(pair.chain)
+
+    first, second = (self_signed([name], datetime.now(UTC)) for name in ("first", "second"))
+    write(first)
+    async with serve(f"--cert-path={tmp_path}") as picker:
+        await picker.until_serving()
+        assert await asyncio.to_thread(certificate, picker.grpc) == first.chain
+        write(second)
+        assert await asyncio.to_thread(certificate, picker.grpc) == second.chain
+        (tmp_path / "tls.crt").write_text("no certificate")
+        assert await asyncio.to_thread(certificate, picker.grpc) == second.chain
+        await picker.until(re.compile("the old certificate stays in use"))
+
+
+async def test_no_certificate(tmp_path):
+    """The error names the folder."""
+    async with serve(f"--cert-path={tmp_path}") as picker:
+        assert await picker.end() == 1
+        assert str(tmp_path) in picker.log[-1]
+
+
+@pytest.mark.parametrize(("verbosity", "lines"), [(0, 0), (1, 0), (2, 1), (4, 1)])
+async def test_request_lines(verbosity, lines):
+    """One a request, from verbosity 2 on."""
+    port = free_port()
+    async with serve("--secure-serving=false", f"--grpc-port={port}", "-v", str(verbosity)) as picker:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            await asyncio.wait_for(channel.channel_ready(), DEADLINE)
+            stream = open_stream(channel)
+            await stream.write(headers_only())
+            assert (await stream.read()).HasField("request_headers")
+            await stream.done_writing()
+            assert await stream.read() is grpc.aio.EOF
+        picker.process.send_signal(signal.SIGTERM)
+        assert await picker.end() == 0
+    written = [json.loads(line) for line in "".join(picker.log).splitlines() if line.startswith("{")]
+    assert [line["message"] for line in written].count("request") == lines
 
 
 async def test_taken_port():
