@@ -343,8 +343,8 @@ class Fetcher(Protocol):
 class Screener(Protocol):
     """Says who may serve the request, before producers run and whatever profile runs."""
 
-    def screen(self, request: Request, c: Candidates) -> Mask:
-        """A mask of shape (n,). All screeners see the same candidates; who stays is in all of their masks.
+    def screen(self, request: Request, c: Candidates) -> Mask | None:
+        """A mask of shape (n,); None lets everybody through. All see the same candidates; who stays is in every mask.
 
         A screener may have a method `refusal(request, c)`, with a text: if its mask leaves nobody, what the request
         names isn't there, and the client gets 404 with that text.

@@ -106,6 +106,8 @@ def _scores_twice(subject: Subject, case: Case) -> None:
 def _mask(subject: Subject, request: Request, c: Candidates) -> np.ndarray:
     plugin = subject.plugin
     mask = plugin.keep(request, c) if hasattr(plugin, "keep") else plugin.screen(request, c)
+    if mask is None and not hasattr(plugin, "keep"):
+        return np.ones(len(c), dtype=bool)  # a screener may let everybody through
     return _column(mask, len(c), np.bool_, "a mask's values")
 
 

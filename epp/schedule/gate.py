@@ -15,23 +15,23 @@ def screen(router: Router, request: Request, c: Candidates, guard: Guard) -> Can
         ServiceUnavailable: nobody is left.
         NotFound: nobody is left, since what the request names isn't there.
     """
-    kept: Mask = np.ones(len(c), dtype=bool)
+    kept: Mask | None = None
     for plugged in router.screeners:
         mask = guard.call("Screener", plugged, plugged.plugin.screen, request, c)
         if mask is None:
             continue
         mask = np.asarray(mask)
-        if mask.shape != kept.shape or mask.dtype != np.bool_:
+        if mask.shape != (len(c),) or mask.dtype != np.bool_:
             guard.fault("Screener", plugged, "shape", f"a mask of {len(c)} bools is due, not {mask.dtype} {mask.shape}")
             continue
-        kept &= mask
+        kept = mask if kept is None else kept & mask
         refusal = getattr(plugged.plugin, "refusal", None)
         if refusal is not None and not mask.any() and (text := guard.call("Screener", plugged, refusal, request, c)):
             raise NotFound(text)
         if not kept.any():
             message = f"screeners eliminated all endpoint candidates: {plugged.name!r} has left none"
             raise ServiceUnavailable(message, reason="rejected-no-endpoints")
-    return c if all_true(kept) else c.keeping(kept)
+    return c if kept is None or all_true(kept) else c.keeping(kept)
 
 
 def admit(router: Router, request: Request, c: Candidates, guard: Guard) -> None:

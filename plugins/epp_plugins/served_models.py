@@ -30,8 +30,6 @@ Where it departs from llm-d, and why
 
 import difflib
 
-import numpy as np
-
 from epp import plugin
 from epp.plugin import REPORTED, SERVED_MODELS, Candidates, Mask, Request
 
@@ -47,10 +45,10 @@ class ServedModelFilter:
     def __init__(self, parameters: Parameters) -> None:
         self._enabled = parameters.enabled
 
-    def screen(self, request: Request, c: Candidates) -> Mask:
-        """True for who serves the model or doesn't say, shape (n,)."""
+    def screen(self, request: Request, c: Candidates) -> Mask | None:
+        """True for who serves the model or doesn't say, shape (n,); None where all serve the same."""
         if not self._enabled or not request.model or not c.differ(SERVED_MODELS):
-            return np.ones(len(c), dtype=bool)
+            return None
         return c.has(SERVED_MODELS, request.model) | ~c.has(SERVED_MODELS, REPORTED)
 
     def refusal(self, request: Request, c: Candidates) -> str:
