@@ -389,6 +389,8 @@ class Exchange:
             return "done"
         if complete is None and self.record.outcome.status is not None and ending != "failed":
             return None  # the response has begun, and nothing tells whether it has ended
+        if self._series is None and self.record.outcome.status is None and ending == "ended":
+            return "client-gone"  # before its request was whole
         if ending == "cancelled":
             return "client-gone"
         # Envoy closes in the same way whatever happened; only a body that we follow tells that its end is missing.
