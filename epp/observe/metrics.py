@@ -210,7 +210,7 @@ class Metrics(Collector):
         self.families["llm_d_epp_prefix_indexer_size"].children.clear()  # of plugins that have gone
         for plugin, blocks in self._sizes().items():
             self.families["llm_d_epp_prefix_indexer_size"].value(*plugin).set(blocks)
-        for family in self.families.values():
+        for family in list(self.families.values()):  # a plugin may add one while the page is put together
             if self._streams or "_extproc_stream" not in family.spec.name:
                 yield from family.collect()
         yield from self._pool_metrics()

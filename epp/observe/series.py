@@ -43,6 +43,11 @@ class Buckets:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
+    @property
+    def used(self) -> bool:
+        """Whether there was a value; without one a histogram is 40 lines that say nothing."""
+        return any(self.counts)
+
     def observe(self, value: float) -> None:
         """Counts a value in its bucket; upper bounds are inclusive."""
         self.counts[bisect_left(self.bounds, value)] += 1
@@ -145,7 +150,8 @@ def _metric(
         histogram = HistogramMetricFamily(name, text, labels=labels)
         for key, child in children.items():
             assert isinstance(child, Buckets)  # noqa: S101 (one family, one kind)
-            histogram.add_metric(key, _cumulated(child), child.sum)
+            if child.used or not key:
+                histogram.add_metric(key, _cumulated(child), child.sum)
         return histogram
     made = CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily
     family = made(name, text, labels=labels)

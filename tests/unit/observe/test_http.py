@@ -1,5 +1,6 @@
 """The metrics port, with a real client: what Prometheus scrapes, and what people ask for."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -84,6 +85,26 @@ async def test_metrics(served: Served, get: Get, accept: str, content_type: str,
     families = {family.name: family for family in parse(await response.text())}
     totals = families["llm_d_epp_request"].samples
     assert [sample.value for sample in totals if sample.name == "llm_d_epp_request_total"] == [1]
+
+
+async def test_a_long_page_holds_up_nobody(served: Served, get: Get) -> None:
+    """Between any two families other coroutines have their turn."""
+    for number in range(30):
+        noted = record(f"r-{number}", model=f"model-{number}")
+        served.metrics.routed(noted, served.metrics.of(noted))
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    turning = asyncio.create_task(take_turns())
+    response = await get("/metrics")
+    turning.cancel()
+    families = (await response.text()).count("# TYPE ")
+    assert turns >= families > 50
 
 
 IDS = {

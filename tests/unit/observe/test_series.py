@@ -74,6 +74,18 @@ def test_nothing_was_counted() -> None:
     assert read("text", Family(Spec("a_total", "counter", ("x",), "Help."))) == {}
 
 
+def test_a_histogram_without_a_value_says_nothing() -> None:
+    """Unless it has no labels: then it is there from the start, as a counter is."""
+    spec = Spec("a_s", "histogram", ("x",), "Help.", (1,), twins=(Twin("b_s", ()),))
+    labelled, bare = Family(spec), Family(Spec("c_s", "histogram", (), "Help.", (1,)))
+    labelled.buckets("held on to")
+    labelled.buckets("used").observe(0.5)
+    bare.buckets()
+    found = read("text", labelled, bare)
+    counts = {key: value for key, value in found.items() if key[0].endswith("_count")}
+    assert counts == {("a_s_count", ("used",)): 1, ("b_s_count", ()): 1, ("c_s_count", ()): 0}
+
+
 def test_children_are_kept() -> None:
     """The same label values are the same child, so that it can be held on to."""
     family = Family(Spec("a_total", "counter", ("x",), "Help."))
