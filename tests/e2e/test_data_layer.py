@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from tests.e2e.test_serve import DEADLINE, ENDPOINT, PORTS, Picker
+from tests.e2e.process import DEADLINE, PORTS, Picker
 
 pytestmark = pytest.mark.e2e
 
@@ -94,6 +94,6 @@ async def metrics(session: aiohttp.ClientSession, picker: Picker) -> list[str]:
 async def test_two_places(tmp_path: Path) -> None:
     """Endpoints on the command line beside it are an error."""
     (tmp_path / "config.json").write_text(configuration(tmp_path))
-    async with serve(["--config-file", str(tmp_path / "config.json"), "--endpoints", ENDPOINT]) as picker:
+    async with serve(["--config-file", str(tmp_path / "config.json"), "--endpoints", "127.0.0.1:9"]) as picker:
         assert await picker.end() == 1
     assert "the model servers come from --endpoints and from dataLayer.discovery of the configuration" in picker.log[-1]
