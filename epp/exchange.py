@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import isnan
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -178,8 +178,7 @@ class Exchange:
             uncached = _at(c, hooks.uncached, index)
             uncached = max(tokens - (matched or 0.0), 0.0) if uncached is None else uncached
             if hooks.answer_tokens is not None and pick.profile == decision.handler_result:
-                plugged, ask = hooks.answer_tokens
-                uncached += self._pipeline.observe.guard.call("PreRequest", plugged, ask, request) or 0.0
+                uncached += self._answer_tokens(request, *hooks.answer_tokens)
             leg = self._pipeline.pool.charge(pick.slots[0], 1.0, uncached)
             if pick.profile != decision.handler_result:
                 self._side_legs.append(leg)
@@ -188,6 +187,15 @@ class Exchange:
             self.record.matched = matched
             self.record.matchable = _at(c, hooks.matchable, index)
             self.record.indexer = hooks.indexer
+
+    def _answer_tokens(self, request: Request, plugged: Plugged, ask: Callable[[Request], Any]) -> float:
+        guard = self._pipeline.observe.guard
+        said = guard.call("PreRequest", plugged, ask, request)
+        if isinstance(said, int | float) and 0.0 <= said < inf:
+            return float(said)
+        if said is not None:
+            guard.fault("PreRequest", plugged, "shape", f"a number of tokens is due, not {said!r}")
+        return 0.0
 
     # --- what the server notes
 
@@ -297,8 +305,8 @@ class Exchange:
             said = guard.call("ResponseComplete", plugged, ask, self.request, decision, outcome)
             try:
                 for namespace, numbers in (said or {}).items():
-                    checked = {name: float(value) for name, value in numbers.items()}
-                    found.setdefault(namespace, {}).update(checked)
+                    checked = {_text(name): float(value) for name, value in numbers.items()}
+                    found.setdefault(_text(namespace), {}).update(checked)
             except (AttributeError, TypeError, ValueError) as error:
                 guard.fault("ResponseComplete", plugged, "shape", f"numbers by namespace and name are due: {error}")
         return found
@@ -410,6 +418,12 @@ def _usage(reader: ResponseReader) -> Usage:
     return usage
 
 
+def _text(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"a name is due, not {name!r}")
+    return name
+
+
 def settable(guard: TimingGuard, point: Point, plugged: Plugged, headers: Any) -> Mapping[str, str]:
     """A plugin's headers, none if Envoy doesn't take them: one of those would end the stream."""
     if not headers:
@@ -429,4 +443,4 @@ def _at(c: Candidates, key: Key | None, index: int) -> float | None:
     if key is None:
         return None
     value = float(c[key][index])
-    return None if isnan(value) else value
+    return value if isfinite(value) else None

@@ -5,9 +5,11 @@
 Everything between I/O is one synchronous step: no request is judged on what another one has changed meanwhile.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import numpy as np
 
@@ -135,7 +137,11 @@ class Pipeline:
             headers |= settable(guard, "PreRequest", plugged, guard.call("PreRequest", plugged, ask, request, decision))
         destination = pick.destination
         for plugged, ask in hooks.destination:
-            destination = guard.call("PreRequest", plugged, ask, request, decision) or destination
+            said = guard.call("PreRequest", plugged, ask, request, decision)
+            if said and not _is_destination(said):
+                guard.fault("PreRequest", plugged, "shape", f"ip:port is due, or a list with commas, not {said!r}")
+            elif said:
+                destination = said
         if hooks.destination and destination != pick.destination:
             exchange.redirected(destination)
         scores = self._scores(exchange) if self.options.emit_scores else None
@@ -146,9 +152,17 @@ class Pipeline:
 
     def _scores(self, exchange: Exchange) -> Mapping[str, float]:
         decision = exchange.record.decision
-        stage = next(s for s in decision.stages if s.profile.name == decision.handler_result)
+        stage = next(s for s in reversed(decision.stages) if s.profile.name == decision.handler_result)
         hostports = [endpoint.hostport for endpoint in stage.candidates.endpoints]
         return dict(zip(hostports, map(float, stage.totals), strict=True))
+
+
+_DESTINATION = re.compile(r"[^\s,]+:[0-9]+(?:,[^\s,]+:[0-9]+)*")
+
+
+def _is_destination(said: Any) -> bool:
+    """Whether Envoy could make something of it; a value that it can't parse fails the request."""
+    return isinstance(said, str) and _DESTINATION.fullmatch(said) is not None
 
 
 def insist_on_cache(exchange: Exchange, request: Request) -> None:

@@ -12,6 +12,9 @@ from epp.schedule import Guard
 AGENT = "agent-identity/"
 """How the key of the attribute begins that stands in for a fairness id."""
 
+LONGEST_PATH = 256
+"""The parser of a longer path isn't remembered: clients choose their paths."""
+
 
 def read(router: Router, arrival: Arrival, request_id: str, guard: Guard, objects: Objects) -> Request:
     """Turns headers and body into a request; a body that the mode doesn't show is scheduled by load.
@@ -23,7 +26,8 @@ def read(router: Router, arrival: Arrival, request_id: str, guard: Guard, object
     path = path_of(headers)
     body, size, name = Body(), 0, ""
     if arrival.body:
-        parser = parser_for(router.parsers, path)
+        known = parser_for if len(path) <= LONGEST_PATH else parser_for.__wrapped__
+        parser = known(router.parsers, path)
         body, size, name = _parsed(parser, path, arrival), len(arrival.body), parser.name
     attributes = _attributes(router, headers, guard) if router.header_readers else {}
     objective = _first(headers, "x-llm-d-inference-objective", "x-gateway-inference-objective")
@@ -46,7 +50,11 @@ def read(router: Router, arrival: Arrival, request_id: str, guard: Guard, object
 def _attributes(router: Router, headers: Mapping[str, str], guard: Guard) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for plugged in router.header_readers:
-        found |= guard.call("RequestHeader", plugged, plugged.plugin.attributes, headers) or {}
+        said = guard.call("RequestHeader", plugged, plugged.plugin.attributes, headers) or {}
+        if isinstance(said, Mapping) and all(isinstance(text, str) for item in said.items() for text in item):
+            found |= said
+        else:
+            guard.fault("RequestHeader", plugged, "shape", "texts by key are due")
     return found
 
 

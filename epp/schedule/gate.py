@@ -20,7 +20,11 @@ def screen(router: Router, request: Request, c: Candidates, guard: Guard) -> Can
         mask = guard.call("Screener", plugged, plugged.plugin.screen, request, c)
         if mask is None:
             continue
-        mask = np.asarray(mask)
+        try:
+            mask = np.asarray(mask)
+        except ValueError as error:
+            guard.fault("Screener", plugged, "shape", str(error))
+            continue
         if mask.shape != (len(c),) or mask.dtype != np.bool_:
             guard.fault("Screener", plugged, "shape", f"a mask of {len(c)} bools is due, not {mask.dtype} {mask.shape}")
             continue

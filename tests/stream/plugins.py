@@ -151,6 +151,51 @@ class OddObserver(Odd):
         self.result(1)
 
 
+class OddScreener(Odd):
+    """A screener."""
+
+    def screen(self, request: Request, c: Candidates) -> Any:
+        return self.result(len(c))
+
+
+class OddHeaderReader(Odd):
+    """A reader of request headers."""
+
+    def attributes(self, headers: Mapping[str, str]) -> Any:
+        return self.result(1) if self._say != "numbers" else {"a": 1}
+
+
+class OddHooks:
+    """Says what it is told to, wherever the request's way asks."""
+
+    writes = ()
+    charges_answers = True
+
+    class Parameters(epp.plugin.Parameters):
+        destination: Any = ""
+        tokens: Any = 0
+        metadata: Any = None
+        headers: Any = None
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+
+    def produce(self, request: Request, c: Candidates) -> Mapping[Key, Floats]:
+        return {}
+
+    def destination(self, request: Request, decision: Decision) -> Any:
+        return self._parameters.destination
+
+    def answer_tokens(self, request: Request) -> Any:
+        return self._parameters.tokens
+
+    def response_metadata(self, request: Request, decision: Decision, outcome: Outcome) -> Any:
+        return self._parameters.metadata
+
+    def request_headers(self, request: Request, decision: Decision) -> Any:
+        return self._parameters.headers
+
+
 class ColumnScorer:
     """Scores by the column that a producer or fetcher writes."""
 
@@ -294,6 +339,9 @@ OWN: Mapping[str, type] = {
     "odd-producer": OddProducer,
     "odd-fetcher": OddFetcher,
     "odd-observer": OddObserver,
+    "odd-screener": OddScreener,
+    "odd-header-reader": OddHeaderReader,
+    "odd-hooks": OddHooks,
     "odd-parser": OddParser,
     "column-scorer": ColumnScorer,
     "silent-fetcher": SilentFetcher,

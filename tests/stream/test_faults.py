@@ -1,6 +1,7 @@
 """A plugin that fails in whatever way is counted and left out; the request goes on without it."""
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -35,6 +36,10 @@ SAID: dict[str, dict[str, str | None]] = {
     | dict.fromkeys(("text", "ragged", "infinite", "integers", "long"), "shape"),
     "producer": {"raise": "raised", "text": "shape", "nan": "nan"} | dict.fromkeys(SHAPES, "shape"),
     "fetcher": {"raise": "raised", "text": "shape", "nan": "nan"} | dict.fromkeys(SHAPES, "shape"),
+    "screener": {"raise": "raised", "nan": "shape", "text": "shape"}
+    | dict.fromkeys(SHAPES, "shape")
+    | {"nothing": None},
+    "header-reader": {"raise": "raised", "nothing": None, "object": "shape", "text": "shape", "numbers": "shape"},
     "handler": {"raise": "raised", "nothing": None, "scalar": "shape", "text": "shape", "object": "shape"},
 }
 POINTS = {
@@ -43,6 +48,8 @@ POINTS = {
     "picker": "Picker",
     "producer": "DataProducer",
     "fetcher": "DataProducer",
+    "screener": "Screener",
+    "header-reader": "RequestHeader",
     "handler": "ProfilePicker",
 }
 CASES = [(kind, say, fault) for kind, says in SAID.items() for say, fault in says.items()]
@@ -51,11 +58,11 @@ CASES = [(kind, say, fault) for kind, says in SAID.items() for say, fault in say
 def odd(kind: str, say: str) -> str:
     """A profile that prefers the less busy of two endpoints, with an odd plugin in it."""
     name = f"odd-{kind}"
-    parameters = {f"odd_{kind}": {"say": say}}
+    parameters = {name.replace("-", "_"): {"say": say}}
     if kind in {"producer", "fetcher"}:
         reader = {"column_scorer": {"of": name}}
         return config("active-request-scorer", "column-scorer", others=[name, "recorder"], **parameters, **reader)
-    if kind == "handler":
+    if kind in {"handler", "screener", "header-reader"}:
         return config("active-request-scorer", others=[name, "recorder"], **parameters)
     return config("active-request-scorer", name, others=["recorder"], **parameters)
 
@@ -156,6 +163,37 @@ async def test_response_headers_that_are_none(start: Start, say: str) -> None:
         assert set_headers(await stream.ask(response_headers())) == {}
         await stream.rest()
     assert picker.faults() == ({} if say == "nothing" else {("ResponseReceived", "odd-observer", "shape"): 1})
+
+
+HOOKS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "a destination that is a number": ({"destination": 5}, "PreRequest", "shape"),
+    "a destination that is a list": ({"destination": ["10.0.0.1:8000"]}, "PreRequest", "shape"),
+    "a destination without a port": ({"destination": "10.0.0.1"}, "PreRequest", "shape"),
+    "a destination of two lines": ({"destination": "10.0.0.1:80\r\nx: y:1"}, "PreRequest", "shape"),
+    "tokens that are none": ({"tokens": "many"}, "PreRequest", "shape"),
+    "tokens below nothing": ({"tokens": -1}, "PreRequest", "shape"),
+    "tokens without an end": ({"tokens": math.inf}, "PreRequest", "shape"),
+    "tokens that are unknown": ({"tokens": math.nan}, "PreRequest", "shape"),
+    "headers that are none": ({"headers": ["a"]}, "PreRequest", "shape"),
+    "a header of two lines": ({"headers": {"a": "b\r\nc: d"}}, "PreRequest", "shape"),
+    "metadata that is none": ({"metadata": [1]}, "ResponseComplete", "shape"),
+    "metadata without a name": ({"metadata": {"envoy.lb": [1]}}, "ResponseComplete", "shape"),
+    "metadata that is no number": ({"metadata": {"envoy.lb": {"a": "b"}}}, "ResponseComplete", "shape"),
+}
+
+
+@pytest.mark.parametrize(("said", "point", "fault"), HOOKS.values(), ids=HOOKS)
+async def test_what_a_hook_says_that_is_of_no_use(start: Start, said: dict[str, Any], point: str, fault: str) -> None:
+    """It is counted and left out: the request goes to its pick, and nothing of it stays charged."""
+    picker = await start(config("active-request-scorer", others=["odd-hooks", "recorder"], odd_hooks=said))
+    async with picker.stream() as stream:
+        sent = await send_request(stream, FULL)
+        assert destination(sent.route) in {"10.0.0.1:8000", "10.0.0.2:8000"}
+        assert list(picker.inflight().values()) == [(1, 5.75)]
+        await send_response(stream, FULL, b"{}")
+        assert await stream.rest() == []
+    await picker.settled()
+    assert picker.faults() == {(point, "odd-hooks", fault): 1}
 
 
 READERS = {"response": 1, "feed": 1, "usage": 1, "kind": 1}
