@@ -16,6 +16,7 @@ import time
 
 import numpy as np
 
+from epp import memory
 from epp.exchange import Observability
 from epp.extproc.events import Arrival
 from epp.hooks import Hooks
@@ -60,7 +61,8 @@ def pipeline_of(endpoints: int, blocks: int, rng: np.random.Generator) -> Pipeli
     metrics = Metrics(pool, "benchmark")
     durations, faults = (metrics.families[f"llm_d_epp_plugin_{name}"] for name in ("duration_seconds", "faults_total"))
     requests = RequestLog(None, lambda *_: None)
-    observe = Observability(metrics, Decisions(), requests, TimingGuard(durations, faults))
+    guard = TimingGuard(durations, faults)
+    observe = Observability(metrics, Decisions(), requests, guard, later=lambda *_: None)
     source = random.Random(0)
     router = load(CONFIG, "benchmark", Registry.installed(), lambda name: Context(name, time.monotonic, source, pool))
     pipeline = Pipeline(pool, Hooks.of(router), observe, time.monotonic, time.time)
@@ -93,6 +95,7 @@ def routed(pipeline: Pipeline, body: bytes, number: int) -> int:
     finish(exchange.route(arrival))
     taken = time.perf_counter_ns() - start
     exchange.close("ended", complete=True)
+    pipeline.observe.settle()  # what the process does when it has a moment
     return taken
 
 
@@ -109,8 +112,7 @@ def measure(endpoints: int, tokens: int, prompts: int, blocks: int) -> list[Row]
     """Two rows: prompts never seen before, and the same once again."""
     pipeline = pipeline_of(endpoints, blocks, np.random.default_rng(0))
     source = random.Random(tokens)
-    gc.collect()
-    gc.freeze()  # as the process does once it serves
+    memory.settle()  # as the process does once it serves
     times: dict[str, list[int]] = {"first": [], "repeated": []}
     for number in range(prompts):
         body = body_of(tokens, source)

@@ -1,7 +1,6 @@
 """The composition root: builds everything, passes it in, and drains on SIGTERM. Nothing else knows all the parts."""
 
 import asyncio
-import gc
 import logging
 import random
 import resource
@@ -17,6 +16,7 @@ import grpc
 import uvloop
 from aiohttp import web
 
+from epp import memory
 from epp.configuration import Configuration, Source
 from epp.data.configured import page_reader, scrape_options
 from epp.data.declared import parse_static
@@ -43,9 +43,6 @@ from epp.reading import parser_for
 from epp.states import States
 
 log = logging.getLogger("epp")
-
-COLLECT = (10_000, 20, 20)
-"""The collector's thresholds. A request leaves no cycles, so looking for them rarely is enough."""
 
 MOST_PENDING = 1 << 20
 """Streams that may wait to be taken up; what limits them is Envoy's circuit breaker."""
@@ -142,9 +139,7 @@ class App:
         stack.push_async_callback(self.models.stop)
         await self._start_metrics(stack)
         await self._start_grpc(stack)
-        gc.collect()
-        gc.freeze()  # what lives as long as the process needn't be looked at again
-        gc.set_threshold(*COLLECT)
+        memory.settle()
         log.info(
             "serving: ext_proc on %d (%s), health on %d, metrics on %s:%d, %d endpoints, configuration: %s",
             self.grpc_port,

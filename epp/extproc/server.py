@@ -191,11 +191,14 @@ class ExternalProcessor:
         try:
             if isinstance(event, ResponseBody):
                 data = exchange.response_body(event, whole=mode in BUFFERED, fixed=mode is BodyMode.GRPC)
-                return replies if data is None else session.changed(event, data)
+                if data is not None:
+                    return session.changed(event, data)
+                return replies if exchange.renames else session.joined(event, replies)
             if isinstance(event, ResponseTrailers):
                 rest = exchange.response_rest()
-                duplex = mode is BodyMode.FULL_DUPLEX_STREAMED
-                return (Piece("response_body", rest, end=False), *replies) if rest and duplex else replies
+                if rest and mode is BodyMode.FULL_DUPLEX_STREAMED:
+                    return (Piece("response_body", rest, end=False), *replies)
+                return replies if exchange.renames else session.joined(event, replies)
             added = exchange.response_headers(event)
             if mode is BodyMode.NONE and exchange.renames and not event.end:
                 return session.stream_response(added)
@@ -203,4 +206,4 @@ class ExternalProcessor:
                 return (Continue("response_headers", tuple(added)),)
         except (Exception, SystemExit) as error:  # noqa: BLE001 (a response passes whatever we make of it)
             self._crashed(error)
-        return replies
+        return replies if isinstance(event, ResponseHeaders) else session.joined(event, replies)

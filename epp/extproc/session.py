@@ -106,10 +106,13 @@ class Session:
     """
 
     __slots__ = (
+        "_declared",
         "_headers",
+        "_held",
         "_length",
         "_limit",
         "_pieces",
+        "_seen",
         "_size",
         "_subset",
         "_trailers",
@@ -126,6 +129,9 @@ class Session:
         self.response_ended = False
         self._limit = limit
         self._length: int | None = None  # of the response, where it is buffered
+        self._declared = 0  # bytes of the response, where it is streamed in full duplex and says how long it is
+        self._seen = 0  # bytes of the response so far, where that matters
+        self._held: bytes | None = None
         self._headers: dict[str, str] = {}
         self._subset: Sequence[str] | None = None
         self._pieces: list[RequestBody] = []
@@ -156,6 +162,8 @@ class Session:
             self.response_ended = event.end
             if self.modes.response in BUFFERED and "content-length" in event.headers:
                 self._length = _content_length(event.headers)
+            elif self.modes.response is BodyMode.FULL_DUPLEX_STREAMED:
+                self._declared = _content_length(event.headers)
             return (Continue("response_headers"),)
         if isinstance(event, ResponseTrailers):
             self.response_ended = True
@@ -263,6 +271,24 @@ class Session:
             return (Replace("response_body", data),)
         length = str(self._length + len(data) - len(event.data))
         return (Replace("response_body", data, (("content-length", length),)),)
+
+    def joined(self, event: ResponseBody | ResponseTrailers, replies: Sequence[Reply]) -> Sequence[Reply]:
+        """The replies to an event that `receive` has taken, one less where a body says how long it is.
+
+        Envoy tells the end of a body in a message of its own. When all of a body that declares its length has come,
+        that message is on its way: what came last waits for it, and both are answered together. For bodies that pass
+        as they are, from their first piece on.
+        """
+        held, self._held = self._held, None
+        if isinstance(event, ResponseTrailers):
+            return replies if held is None else (Piece("response_body", held, end=False), *replies)
+        if held is not None:
+            return tuple(_split("response_body", replace(event, data=held + event.data)))
+        self._seen += len(event.data)
+        if event.end or not self._declared or self._seen != self._declared:
+            return replies
+        self._held = event.data
+        return ()
 
     def _response_body(self, event: ResponseBody) -> Sequence[Reply]:
         self.response_ended = self.response_ended or event.end

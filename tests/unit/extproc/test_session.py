@@ -299,3 +299,39 @@ def test_modes_are_the_announced_ones():
     assert session.modes == Modes(BUFFERED, NONE)
     assert isinstance(session.arrival, Arrival)
     assert repr(session) == "<Session WHOLE BUFFERED, 0 bytes>"
+
+
+def piece(data, *, end=False):
+    return Piece("response_body", data, end)
+
+
+JOINED = {
+    "all of it, then its end": ({"content-length": "3"}, [b"abc", b""], [[], [piece(b"abc", end=True)]]),
+    "in pieces": (
+        {"content-length": "3"},
+        [b"a", b"bc", b""],
+        [[piece(b"a")], [], [piece(b"bc", end=True)]],
+    ),
+    "the end comes with it": ({"content-length": "3"}, [b"abc"], [[piece(b"abc", end=True)]]),
+    "no length": ({}, [b"abc", b""], [[piece(b"abc")], [piece(b"", end=True)]]),
+    "an empty piece before a body of unknown length": ({}, [b"", b"a"], [[piece(b"")], [piece(b"a", end=True)]]),
+    "more than it said": ({"content-length": "2"}, [b"abc", b""], [[piece(b"abc")], [piece(b"", end=True)]]),
+}
+
+
+@pytest.mark.parametrize(("headers", "bodies", "expected"), JOINED.values(), ids=JOINED.keys())
+def test_the_end_of_a_body_of_known_length(headers, bodies, expected):
+    """What completes a body waits for the message with its end, which is on its way: one answer for both."""
+    session, _, _ = play([start(DUPLEX, end=True)])
+    session.receive(ResponseHeaders({":status": "200"} | headers, False))
+    events = [ResponseBody(data, number == len(bodies) - 1) for number, data in enumerate(bodies)]
+    assert [list(session.joined(event, session.receive(event))) for event in events] == expected
+
+
+def test_trailers_after_a_body_of_known_length():
+    """They bring what waits for its end along."""
+    session, _, _ = play([start(DUPLEX, end=True)])
+    session.receive(ResponseHeaders({":status": "200", "content-length": "1"}, False))
+    body, trailers = ResponseBody(b"a", False), ResponseTrailers()
+    assert session.joined(body, session.receive(body)) == ()
+    assert session.joined(trailers, session.receive(trailers)) == (piece(b"a"), Continue("response_trailers"))
