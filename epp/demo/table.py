@@ -107,7 +107,8 @@ def _short(row: Row) -> str:
     port = row.address.rpartition(":")[2]
     return (
         f"| :{port} waiting {_whole(row.waiting)} running {_whole(row.running)} "
-        f"KV {_percent(row.kv_usage)} hits {_percent(row.hit_ratio)}"
+        f"KV {_percent(row.kv_usage)} in flight {_whole(row.inflight)} hits {_percent(row.hit_ratio)} "
+        f"requests {_whole(row.requests)}"
     )
 
 

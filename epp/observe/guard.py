@@ -1,9 +1,11 @@
 """The timing guard around plugin calls: one helper that times, counts and catches, and leaves out whom it must."""
 
 import logging
+import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -84,7 +86,7 @@ class TimingGuard:
         try:
             result = function(*arguments)
         except (Exception, SystemExit) as error:  # noqa: BLE001 (a plugin may raise anything; it is counted and left out)
-            self._count(point, plugged, "raised", repr(error), error)
+            self._count(point, plugged, "raised", _where(error), error)
             return None
         finally:
             took = self._now() - start
@@ -103,7 +105,7 @@ class TimingGuard:
         try:
             result = await function(*arguments)
         except (Exception, SystemExit) as error:  # noqa: BLE001 (as above)
-            self._count(point, plugged, "raised", repr(error), error)
+            self._count(point, plugged, "raised", _where(error), error)
             return None
         finally:
             self._meter(point, plugged).durations.observe(self._now() - start)
@@ -160,7 +162,9 @@ class TimingGuard:
         count.inc()
         if count.value <= QUIET_AFTER:
             quiet = "; further ones are only counted" if count.value == QUIET_AFTER else ""
-            log.warning("plugin %s (%s) %s: %s%s", plugged.name, point, fault, detail, quiet, exc_info=error)
+            # What an error says may quote the request, and prompts are not logged: only for whoever asked for -v 4.
+            shown = error if log.isEnabledFor(logging.DEBUG) else None
+            log.warning("plugin %s (%s) %s: %s%s", plugged.name, point, fault, detail, quiet, exc_info=shown)
 
     def _shown(self, point: str, plugged: Plugged) -> Mapping[str, Any]:
         labels = (point, plugged.type, plugged.name)
@@ -183,3 +187,10 @@ class TimingGuard:
 
 def _micros(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1e6, 1)
+
+
+def _where(error: BaseException) -> str:
+    """The error's type, and the line that it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"

@@ -72,6 +72,7 @@ class Twin:
 
     name: str
     labels: tuple[str, ...]
+    deprecated: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,8 @@ class Family:
         spec = self.spec
         yield _metric(spec.name, spec.help, spec, spec.labels, self.children)
         for twin in spec.twins:
-            text = f"[ALPHA] [Deprecated: Use {spec.name}] {spec.help.removeprefix('[ALPHA] ')}"
+            deprecated = f"[ALPHA] [Deprecated: Use {spec.name}] {spec.help.removeprefix('[ALPHA] ')}"
+            text = deprecated if twin.deprecated else spec.help
             yield _metric(twin.name, text, spec, twin.labels, _projected(spec, twin, self.children))
 
 

@@ -39,8 +39,10 @@ def _epp(tail: str, kind: str, labels: tuple[str, ...], text: str, bounds: tuple
     return Spec(f"llm_d_epp_{tail}", kind, labels, f"[ALPHA] {text}", bounds)  # type: ignore[arg-type]
 
 
-def _with(spec: Spec, twin: str, labels: tuple[str, ...]) -> Spec:
-    return Spec(spec.name, spec.kind, spec.labels, spec.help, spec.bounds, (*spec.twins, Twin(twin, labels)))
+def _with(spec: Spec, twin: str, labels: tuple[str, ...], *, deprecated: bool = True) -> Spec:
+    return Spec(
+        spec.name, spec.kind, spec.labels, spec.help, spec.bounds, (*spec.twins, Twin(twin, labels, deprecated))
+    )
 
 
 def _objective(spec: Spec, twin: str, labels: tuple[str, ...] = L2) -> Spec:
@@ -93,6 +95,7 @@ SPECS = (
         ),
         "scheduler_decision_duration_seconds",
         (),
+        deprecated=False,
     ),
     _epp("scheduler_attempts_total", "counter", ATTEMPT, "Decisions by result."),
     _with(

@@ -106,8 +106,8 @@ def test_elsewhere_a_line_a_second_and_the_decisions_at_the_end() -> None:
     *lines, decision = shown([0.0, 0.5, 1.0, 1.4, 2.1], terminal=False).splitlines()
     assert len(lines) == 3
     assert decision == "decision 01234567 to 127.0.0.1:81  :81 6.50  :82 4.00  = 2.00 queue"
-    assert ":81 waiting 1 running 4 KV 25% hits 75%" in lines[0]
-    assert ":82 waiting - running - KV - hits -" in lines[0]
+    assert ":81 waiting 1 running 4 KV 25% in flight 5 hits 75% requests 12" in lines[0]
+    assert ":82 waiting - running - KV - in flight - hits - requests -" in lines[0]
 
 
 def test_samples_of_a_page() -> None:

@@ -37,13 +37,21 @@ def test_a_result_passes_and_the_call_is_timed(guarded: Guarded) -> None:
     assert guarded.counted() == {}
 
 
-def test_an_exception_is_counted_and_logged(guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
-    """With its traceback, the plugin's name and where it was called."""
-    assert guarded.guard.call("Scorer", SCORER, divmod, 1, 0) is None
+def failing() -> None:
+    raise ValueError("a word of the prompt")
+
+
+@pytest.mark.parametrize(("level", "told"), [(logging.INFO, False), (logging.DEBUG, True)], ids=["info", "debug"])
+def test_an_exception_is_counted_and_logged(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture, level: int, told: bool
+) -> None:
+    """With the plugin's name and the line that it came from; what it says may quote the prompt, so only at -v 4."""
+    with caplog.at_level(level, "epp.observe.guard"):
+        assert guarded.guard.call("Scorer", SCORER, failing) is None
     assert guarded.counted() == {("Scorer", "my-scorer", "mine", "raised"): 1}
     (logged,) = caplog.records
-    assert "plugin mine (Scorer) raised: ZeroDivisionError" in logged.getMessage()
-    assert logged.exc_info is not None
+    assert "plugin mine (Scorer) raised: ValueError at test_guard.py:" in logged.getMessage()
+    assert ("a word of the prompt" in caplog.text) is told
     assert sum(guarded.durations.buckets("Scorer", "my-scorer", "mine").counts) == 1
 
 
