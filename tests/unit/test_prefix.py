@@ -4,6 +4,7 @@ import gc
 import random
 import tracemalloc
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -94,17 +95,29 @@ def test_the_order_of_blocks_and_of_pieces_matters():
     assert len(last) == 6
 
 
-def test_every_bit_of_a_block_matters_and_hashes_spread():
-    """All one-bit changes of a block hash differently, evenly over the 64 shards of the index."""
-    block = bytearray(b"The quick brown fox jumps over. " * 8)
+@pytest.mark.parametrize("before", [0, 16 * 1024])
+def test_every_bit_of_a_block_matters_and_hashes_spread(before: int):
+    """All one-bit changes of a block, in the first piece or behind it, hash differently, evenly over the 64 shards."""
+    block = bytearray(b"." * before + b"The quick brown fox jumps over. " * 8)
     hashes = []
-    for bit in range(8 * len(block)):
-        block[bit // 8] ^= 1 << bit % 8
-        hashes.append(int(Hasher(9).chain(1, bytes(block), 256)[0]))
-        block[bit // 8] ^= 1 << bit % 8
+    for bit in range(8 * 256):
+        block[before + bit // 8] ^= 1 << bit % 8
+        hashes.append(int(Hasher(9).chain(1, bytes(block), 256)[-1]))
+        block[before + bit // 8] ^= 1 << bit % 8
     assert len(set(hashes)) == 2048
     shards = np.bincount(np.array(hashes, np.uint64) % 64, minlength=64)
     assert ((shards - 32.0) ** 2 / 32).sum() < 110  # chi-square with 63 degrees of freedom, P = 0.0002
+
+
+def test_changes_of_the_words_last_bytes_do_not_cancel_out():
+    """A sum modulo 2^64 knows only eight bits of such a change; here two words change, in every pair of places."""
+    hasher, last = Hasher(7, memo_bytes=0), set()
+    for one, other in combinations(range(7, 256, 8), 2):
+        block = bytearray(b"a" * (16 * 1024 + 256))
+        for place in (one, other):
+            block[16 * 1024 + place] = ord("b")
+        last.add(int(hasher.chain(1, bytes(block), 256)[-1]))
+    assert len(last) == 32 * 31 // 2
 
 
 def test_the_memo_keeps_what_is_in_use():
