@@ -27,6 +27,8 @@ What the loader reads off a class beside its methods, all of it optional:
 - `stability = "alpha"`: loads with a warning. `deprecated = "write ... instead"`: loads with that warning.
 - `loads_only = "has no ... yet"`: loads with that warning. `kind = "fairness policy"`: what a class without any of the
   methods is. `remarks`: an instance's warnings about its own parameters.
+- `encodes`: a profile handler's, the names of the profiles that choose who encodes pictures and other media, and
+  computes nothing of the prompt (see `Decision.computing`); `("encode",)` without it.
 - `bind(profiles)`: a profile handler's, called with the profiles' names; raises ValueError if they don't fit.
 - `state()`: plain data for `/debug/plugins/state`.
 - `close()`: called once, when the configuration has been replaced and its last request has ended, or at the end.
@@ -408,6 +410,19 @@ class Decision(Protocol):
     @property
     def picks(self) -> Mapping[str, Pick]:
         """The pick of every profile that ran and found somebody, by the profile's name."""
+        ...
+
+    @property
+    def computing(self) -> Mapping[str, Pick]:
+        """Of `picks` those at whose first endpoint the prompt, or a part of it, is computed, so that its KV is there.
+
+        All but those of the profiles that the handler's `encodes` names.
+        """
+        ...
+
+    @property
+    def encoding(self) -> Mapping[str, Pick]:
+        """Of `picks` those whose endpoints encode pictures and other media; the others are `computing`."""
         ...
 
 

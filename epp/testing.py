@@ -148,6 +148,16 @@ class Decided:
     primary: Pick
     picks: Mapping[str, Pick]
 
+    @property
+    def computing(self) -> Mapping[str, Pick]:
+        """All but the pick of a profile named `encode`."""
+        return {name: pick for name, pick in self.picks.items() if name != "encode"}
+
+    @property
+    def encoding(self) -> Mapping[str, Pick]:
+        """The pick of a profile named `encode`."""
+        return {name: pick for name, pick in self.picks.items() if name == "encode"}
+
 
 def decided(c: Candidates, *order: int, profile: str = "default", others: Mapping[str, int] | None = None) -> Decided:
     """The decision for these indices into the candidates, best first.

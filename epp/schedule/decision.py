@@ -1,10 +1,13 @@
 """What was decided and why: the score matrix itself with the masks, rendered only when somebody asks."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from epp.errors import Internal
 from epp.plugin import Candidates, Floats, Pick, Plugged, Profile
+
+ENCODES = ("encode",)
+"""The profiles that choose who encodes media, where the profile handler names none."""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,16 +54,28 @@ class Decision:
         stages: the profiles' runs, in order.
         picks: by profile name, of those that found somebody.
         handler_result: the primary profile's name as the profile handler gave it.
+        encodes: the profiles that choose who encodes media, see `epp.plugin`.
     """
 
     candidates: Candidates
     stages: list[Stage] = field(default_factory=list)
     handler_result: str | None = None
+    encodes: Collection[str] = ENCODES
 
     @property
     def picks(self) -> Mapping[str, Pick]:
         """The pick of every profile that found somebody; of several runs the last."""
         return {stage.profile.name: stage.pick for stage in self.stages if stage.pick is not None}
+
+    @property
+    def computing(self) -> Mapping[str, Pick]:
+        """Of `picks` those at whose first endpoint a part of the prompt is computed."""
+        return {name: pick for name, pick in self.picks.items() if name not in self.encodes}
+
+    @property
+    def encoding(self) -> Mapping[str, Pick]:
+        """Of `picks` those whose endpoints encode media."""
+        return {name: pick for name, pick in self.picks.items() if name in self.encodes}
 
     @property
     def primary(self) -> Pick:

@@ -7,7 +7,7 @@ import numpy as np
 
 from epp.errors import BadRequest
 from epp.plugin import Candidates, Floats, Key, Pick, Plugged, Request, Router
-from epp.schedule.decision import Decision
+from epp.schedule.decision import ENCODES, Decision
 from epp.schedule.guard import Guard
 from epp.schedule.profile import run_profile
 
@@ -46,7 +46,7 @@ def decide(router: Router, request: Request, c: Candidates, guard: Guard) -> Dec
     Raises:
         BadRequest: the handler turns the request away.
     """
-    decision = Decision(c)
+    decision = Decision(c, encodes=getattr(router.handler.plugin, "encodes", ENCODES))
     run = _Run(router, request, decision, guard)
     handler = router.handler
     primary = guard.call("ProfilePicker", handler, _asked, handler, request, run)

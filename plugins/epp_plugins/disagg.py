@@ -158,6 +158,7 @@ class DisaggProfileHandler:
 
     def __init__(self, parameters: DisaggParameters, context: Context) -> None:
         self._names, deciders = parameters.stages
+        self.encodes = (self._names.encode,)
         self._prefill_first = parameters.stage_order == "prefill-first"
         self._prefill_decider = _decider(context, deciders.prefill)
         self._encode_decider = _decider(context, deciders.encode)

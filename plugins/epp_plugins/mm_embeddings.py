@@ -3,7 +3,7 @@
 What it does
     The producer remembers for each endpoint which pictures, sounds and videos have been sent there, least recently used
     first out, and tells of how many of a request's an endpoint should hold the embeddings. They are told apart by their
-    content, whatever the prompt around them. If a profile named `encode` has run, those are remembered for whom it
+    content, whatever the prompt around them. If a profile for encoding has run, those are remembered for whom it
     chose, since that is where they are encoded; else for the target of every profile.
 
     The scorer gives an endpoint the share of the request's media that it holds; nobody gets points for a request
@@ -54,7 +54,6 @@ from epp.keys import MEDIA_PRODUCER, matched_media
 from epp.plugin import Candidates, Context, Decision, Floats, Key, Request
 
 MB_EACH: Final = 2
-ENCODE: Final = "encode"
 
 
 class _Held:
@@ -124,8 +123,8 @@ class MmEmbeddingsCacheProducer:
         """The media are on their way."""
         if not request.body.media:
             return
-        encode = decision.picks.get(ENCODE)
-        targets = encode.slots if encode else {pick.slots[0] for pick in decision.picks.values()}
+        encoding = {slot for pick in decision.encoding.values() for slot in pick.slots}
+        targets = encoding or {pick.slots[0] for pick in decision.picks.values()}
         for slot in targets:
             self._held.add(slot, request.body.media)
 

@@ -7,7 +7,7 @@ What it does
     1 - 1 / (n - 1), and so on down to 0; a single candidate gets 1.
 
     So new prefixes, each of which will draw its followers to where it went, are dealt out in turn. Only cold requests
-    count as use, for the target of every profile that ran.
+    count as use, for the target of every profile that ran and has the prompt computed: encoding media is no use.
 
 Reads
     `matched_tokens` of the producer that `prefixMatchInfoProducerName` names.
@@ -127,7 +127,7 @@ class NoHitLruScorer:
     def picked(self, request: Request, decision: Decision, c: Candidates) -> None:
         """Puts the targets of a cold request last in line."""
         if not self._hit(c):
-            for pick in decision.picks.values():
+            for pick in decision.computing.values():
                 self._uses.use(pick.slots[0])
 
     def _hit(self, c: Candidates) -> bool:

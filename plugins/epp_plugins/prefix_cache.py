@@ -4,7 +4,8 @@ What it does
     The producer keeps an index of what each endpoint should have in its KV cache: the prompts that were sent there, in
     blocks, least recently used first out, as many as the engine says it can hold. For each request it tells how many
     tokens at the start of the prompt every endpoint has, contiguously, and how many there are in all. The index learns
-    from the picks alone: a pick enters the prompt at once, for the target of every profile that ran. It never hears
+    from the picks alone: a pick enters the prompt at once, for the target of every profile that ran, except for those
+    that only encode pictures and other media, where nothing of the prompt is computed. It never hears
     what an engine really evicts; an endpoint that leaves or restarts is forgotten in the same moment. The index stays
     when the configuration changes, unless the length of a block or `memoryBytes` does.
 
@@ -84,7 +85,8 @@ Where it departs from llm-d, and why
     - The capacity follows the engine's report, converted from its tokens. There it is fixed at an endpoint's first
       prompt, and engine blocks of 16 tokens count as index blocks of 64: a modelled cache of four times the real one.
     - A prompt longer than the capacity leaves its beginning; there it leaves blocks that are never removed.
-    - The pick of every profile is entered, whatever its name; there the primary's and that of one named `prefill`.
+    - The pick of every profile that computes the prompt is entered, whatever its name; there the primary's and that of
+      one named `prefill`.
     - Entering is part of the decision; there it comes later, and requests in a burst don't see each other.
     - Model and cache salt are kept apart (there "a" + "bc" is "ab" + "c"), and hashes depend on a random secret, so
       that nobody can make up prompts that collide.
@@ -195,10 +197,10 @@ class ApproxPrefixCacheProducer:
         return {self._matched: matched, self._matchable: matchable}
 
     def picked(self, request: Request, decision: Decision, c: Candidates) -> None:
-        """Enters the prompt for the target of every profile that ran."""
+        """Enters the prompt for the target of every profile that has it computed."""
         known, self._hashed = self._hashed, None
         chains = known[1] if known and known[0] is request else self._chains(request)
-        for slot in {pick.slots[0] for pick in decision.picks.values()}:
+        for slot in {pick.slots[0] for pick in decision.computing.values()}:
             self.index.set_capacity(slot, self._capacity(slot, c))
             for chain in chains:
                 self.index.insert(slot, chain)

@@ -222,6 +222,12 @@ def test_several_endpoints_of_a_stage():
     }
 
 
+def test_who_only_encodes():
+    """The profile for encoding, whatever its name, has nothing of the prompt computed."""
+    parameters = DisaggProfileHandler.Parameters.model_validate({"profiles": {"encode": "vision"}})
+    assert DisaggProfileHandler(parameters, with_plugins()).encodes == ("vision",)
+
+
 def replace_picks(found, *picks: Pick):
     return replace(found, picks={**found.picks, **{pick.profile: pick for pick in picks}})
 

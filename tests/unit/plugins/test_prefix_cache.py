@@ -64,6 +64,13 @@ def test_only_the_target_gets_the_prompt_but_that_of_every_profile(endpoints):
     assert ask(it, c, HELLO)[0] == [128, 0, 128]
 
 
+def test_an_encoder_gets_no_prompt(endpoints):
+    """It computes embeddings of pictures, and none of the prompt's KV."""
+    it, c = producer(endpoints), candidates(of=endpoints)
+    it.picked(request(HELLO), decided(c, 0, profile="decode", others={"prefill": 1, "encode": 2}), c)
+    assert ask(it, c, HELLO)[0] == [128, 128, 0]
+
+
 def test_a_request_is_let_go_after_its_pick(endpoints):
     """Bodies are large."""
     it, c = producer(endpoints), candidates(of=endpoints)

@@ -80,6 +80,24 @@ def test_a_profile_sees_what_another_has_picked():
     assert list(decision.picks) == ["first", "after"]
 
 
+@pytest.mark.parametrize(
+    ("encodes", "computing", "encoding"),
+    [
+        pytest.param(None, ["first", "vision"], ["encode"], id="by default"),
+        pytest.param(("vision",), ["first", "encode"], ["vision"], id="as the handler says"),
+        pytest.param((), ["first", "encode", "vision"], [], id="nobody"),
+    ],
+)
+def test_who_only_encodes(encodes, computing, encoding):
+    """The handler names the profiles that have nothing of the prompt computed."""
+    profiles = [profile((Scoring([1, 0]), 1), name=name) for name in ("first", "encode", "vision")]
+    chain = router(lambda run: [run(name) for name in ("first", "encode", "vision")] and "first", *profiles)
+    if encodes is not None:
+        chain.handler.plugin.encodes = encodes
+    decision = decide(chain, request(), candidates(count=2), Noting())
+    assert (list(decision.computing), list(decision.encoding)) == (computing, encoding)
+
+
 def test_of_several_runs_the_last_counts():
     """A handler may run a profile again."""
     likes = iter([[1, 0], [0, 1]])
