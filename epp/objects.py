@@ -4,6 +4,12 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+CRITICALITIES: Mapping[str, int] = {"Critical": 10, "Standard": 0, "Default": 0, "Normal": 0, "Sheddable": -10}
+"""The priority that takes the place of an InferenceModel's criticality; a request of a negative one may be shed.
+
+v1alpha2 calls the middle Standard, v1alpha1 Default, and some textbooks Normal, which no API server takes.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
