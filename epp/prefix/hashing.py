@@ -18,7 +18,7 @@ shared cores:
 
 | prompt | first time | repeated | plain ``h = xxh3(block, h)`` |
 |--------|------------|----------|------------------------------|
-| 400 kB | 135 us     | 30 us    | 240 us                       |
+| 400 kB | 150 us     | 40 us    | 240 us                       |
 | 1 kB   | 4 us       | 4 us     | 1 us                         |
 """
 
