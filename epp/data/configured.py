@@ -29,9 +29,8 @@ def page_reader(options: ServeOptions, extraction: Extraction | None) -> Reader:
     """How the page is read.
 
     Raises:
-        ConfigError: a metric is no selector, or the default engine isn't there.
+        ConfigError: see `reader`.
     """
-    said = extraction or Extraction("")
     flags = EngineMetrics(
         "vllm",
         waiting=options.total_queued_requests_metric,
@@ -40,6 +39,16 @@ def page_reader(options: ServeOptions, extraction: Extraction | None) -> Reader:
         lora=options.lora_info_metric,
         cache_info=options.cache_info_metric,
     )
+    return reader(extraction, flags)
+
+
+def reader(extraction: Extraction | None, flags: EngineMetrics) -> Reader:
+    """How the page is read, where `flags` win over what the configuration says.
+
+    Raises:
+        ConfigError: a metric is no selector, or the default engine isn't there.
+    """
+    said = extraction or Extraction("")
     engines = [overridden(engine, flags) if engine.name == flags.name else engine for engine in _engines(said)]
     return Reader(engines, said.default, said.labels)
 

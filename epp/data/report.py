@@ -86,7 +86,10 @@ class Reader:
         Raises:
             ExpositionError: see `Exposition.read`.
         """
-        found = self._exposition.read(page)
+        return self.report(self._exposition.read(page), labels)
+
+    def report(self, found: Found, labels: Mapping[str, str]) -> Report:
+        """What the samples of a page, by metric, say; those that nobody reads may be left out."""
         engine = self._engine(found, labels)
         if engine is None:
             return Report("", {})
