@@ -458,6 +458,11 @@ class Candidates:
         found = [self._endpoints[slot] for slot in self.slots]
         return [endpoint for endpoint in found if endpoint is not None]
 
+    @property
+    def roster(self) -> Sequence[Endpoint | None]:
+        """The pool's endpoints by slot, as they were; another object after every change of the membership."""
+        return self._endpoints
+
     def label(self, name: str) -> Codes:
         """The label's values as codes, shape (n,); -1 where it is absent. Compare with `code`."""
         codes: Codes = self._pool.label_codes(name)[0][self.slots]

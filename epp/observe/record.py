@@ -5,7 +5,39 @@ from typing import Any
 import msgspec
 
 from epp.errors import RequestError
+from epp.prefix import Chain
 from epp.request import Outcome
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """Where a request went against where another decision would have sent it; docs/decision-log.md has the formulas.
+
+    Attributes:
+        other: `ip:port` of the other decision's first choice; None if it found nobody.
+        agreed: whether both mean the same endpoint.
+        regret: what the request's own destination is short of, by the other decision's totals, as a share of all points
+            that there are: between 0 and 1 for a picker that takes the highest total; None where it can't be said.
+    """
+
+    other: str | None
+    agreed: bool
+    regret: float | None
+
+
+class Seen(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """What a decision log keeps of the request itself.
+
+    Attributes:
+        prompt_bytes: the length of all prompts together.
+        max_tokens: the most tokens to generate; None if the client doesn't say.
+        streaming: whether the client asks for a streamed answer.
+        chains: of each prompt the hashes of its blocks.
+    """
+
+    prompt_bytes: int
+    max_tokens: int | None
+    streaming: bool
+    chains: tuple[Chain, ...]
 
 
 class Record(msgspec.Struct, eq=False):
@@ -26,6 +58,11 @@ class Record(msgspec.Struct, eq=False):
         matchable: the prompt tokens that could match.
         indexer: name and type of the plugin that says so.
         error: what the client was told if we refused it.
+        seen: what a decision log keeps of the request; None without one.
+        observed: `ip:port` of where another picker has sent it, beside which we only look on; None if we route it.
+        shadow: what the shadow's profiles decided.
+        against_shadow: the destination against the shadow's.
+        against_ours: of an observed request, the other picker's destination against ours.
     """
 
     id: str
@@ -44,4 +81,9 @@ class Record(msgspec.Struct, eq=False):
     matchable: float | None = None
     indexer: tuple[str, str] | None = None
     error: RequestError | None = None
+    seen: Seen | None = None
+    observed: str | None = None
+    shadow: Any = None
+    against_shadow: Comparison | None = None
+    against_ours: Comparison | None = None
     outcome: Outcome = msgspec.field(default_factory=Outcome)
