@@ -28,6 +28,24 @@ _SPREAD = 0.5  # seconds over which the first scrapes of endpoints that come tog
 _NO_METRICS = "the page has no metric of any known engine"
 
 
+def period_of(options: ScrapeOptions, endpoints: int) -> float:
+    """Seconds between two scrapes of one endpoint of so many."""
+    return max(options.interval, endpoints / options.budget)
+
+
+def until_next(period: float, seconds: float, random: random.Random, *, first: bool) -> float:
+    """The pause after an endpoint's scrape that took so long. The second one comes at any time within a period."""
+    share = random.random() if first else random.uniform(1 - _JITTER, 1 + _JITTER)
+    return max(period * share - seconds, period / 4)
+
+
+def enter(pool: Pool, slot: int, report: Report, *, now: float, fresh_until: float) -> None:
+    """Enters what a scrape at `now` said; see `Pool.write`."""
+    pool.write(slot, report.values, now=now, fresh_until=fresh_until)
+    pool.write_set(slot, ACTIVE_MODELS, report.active)
+    pool.write_set(slot, WAITING_MODELS, report.waiting)
+
+
 @dataclass(slots=True, eq=False)
 class _Target:
     """One endpoint under one generation of its slot: its timer or its running scrape, and what is remembered of it.
@@ -94,7 +112,7 @@ class Scraper:
     @property
     def period(self) -> float:
         """Seconds between two scrapes of one endpoint."""
-        return max(self._options.interval, len(self._targets) / self._options.budget)
+        return period_of(self._options, len(self._targets))
 
     async def start(self) -> None:
         """Begins to scrape whoever is in the pool, now and later.
@@ -219,9 +237,7 @@ class Scraper:
             self._plan(target, 0.0)
 
     def _until_next(self, target: _Target, seconds: float) -> float:
-        """The pause after a scrape that took so long. The second scrape comes at any time within a period."""
-        share = self._random.uniform(1 - _JITTER, 1 + _JITTER) if target.tried else self._random.random()
-        return max(self.period * share - seconds, self.period / 4)
+        return until_next(self.period, seconds, self._random, first=not target.tried)
 
     def _until_retry(self, target: _Target) -> float:
         pause = self._options.interval * 2.0 ** min(target.misses - 1, 30)
@@ -276,10 +292,7 @@ class Scraper:
             self._on_change(target.endpoint, "restarted")
         target.marks = {**target.marks, **report.marks}
         now = self._now()
-        overdue = now + delay + self._options.timeout
-        self._pool.write(target.slot, report.values, now=now, fresh_until=overdue)
-        self._pool.write_set(target.slot, ACTIVE_MODELS, report.active)
-        self._pool.write_set(target.slot, WAITING_MODELS, report.waiting)
+        enter(self._pool, target.slot, report, now=now, fresh_until=now + delay + self._options.timeout)
         return delay, None
 
     def _failed(self, target: _Target, fault: Exception) -> tuple[float, str]:
