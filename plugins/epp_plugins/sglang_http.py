@@ -10,9 +10,9 @@ Reads
     The request's body, and the response's body if the body mode shows it.
 
 Writes
-    `Body`: the prompts, `stream`, `max_tokens` from `sampling_params.max_new_tokens`, `cache_salt` from `extra_key`
-    and `lora_path`, which keep caches apart. No model: the format has none. `Usage`: from `meta_info` of a JSON
-    answer, the sum over a batch, or of the latest event of a stream.
+    `Body`: the prompts, their media, `stream`, `max_tokens` from `sampling_params.max_new_tokens`, `cache_salt` from
+    `extra_key` and `lora_path`, which keep caches apart. No model: the format has none. `Usage`: from `meta_info` of a
+    JSON answer, the sum over a batch, or of the latest event of a stream.
 
 Parameters
     None.
@@ -31,7 +31,7 @@ Where it departs from llm-d, and why
     - Media and LoRA adapters change the prompt: SGLang keeps their caches apart.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -66,7 +66,7 @@ class SglangHttpParser:
         """Reads a request; BadRequest says what no engine could take."""
         try:
             request = _decode(body.removeprefix(text.BOM))
-            media = _media(request.image_data, request.audio_data, request.video_data)
+            media = b"".join(_media(request.image_data, request.audio_data, request.video_data))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f"error unmarshaling request bodyMap: {error}") from error
         prompts = _prompts(request)
@@ -76,7 +76,13 @@ class SglangHttpParser:
         if isinstance(parameters, list):
             parameters = parameters[0] if parameters else None
         limit = text.limit(text.member(parameters, "max_new_tokens"))
-        return Body(prompts=prompts, cache_salt=_salt(request), stream=text.flag(request.stream), max_tokens=limit)
+        return Body(
+            prompts=prompts,
+            media=text.media_in(media),
+            cache_salt=_salt(request),
+            stream=text.flag(request.stream),
+            max_tokens=limit,
+        )
 
     def response(self, *, streaming: bool) -> ResponseReader:
         """A reader of a response's usage."""
@@ -95,9 +101,19 @@ def _prompts(request: _Request) -> tuple[bytes, ...]:
     raise BadRequest("invalid generate request: must have input_ids or text field")
 
 
-def _media(*kinds: Raw) -> bytes:
-    found = [(kind, text.canonical(bytes(raw))) for kind, raw in enumerate(kinds) if raw]
-    return b"".join(text.media(bytes([kind]) + content) for kind, content in found if content)
+def _media(*kinds: Raw) -> Iterator[bytes]:
+    """What stands for each picture, sound and video: one, a list of them, or for a batch a list of such."""
+    for kind, raw in enumerate(kinds):
+        for item in _flat(text.decode(bytes(raw))) if raw else ():
+            yield text.media(bytes([kind]) + text.text(item))
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _flat(item)
+    elif value:
+        yield value
 
 
 def _salt(request: _Request) -> str:

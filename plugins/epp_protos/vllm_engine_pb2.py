@@ -24,29 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11vllm_engine.proto\x12\x10vllm.grpc.engine\"8\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x08 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_max_tokens\":\n\x0eTokenizedInput\x12\x15\n\roriginal_text\x18\x01 \x01(\t\x12\x11\n\tinput_ids\x18\x02 \x03(\r\"\xc0\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x35\n\ttokenized\x18\x02 \x01(\x0b\x32 .vllm.grpc.engine.TokenizedInputH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x39\n\x0fsampling_params\x18\x04 \x01(\x0b\x32 .vllm.grpc.engine.SamplingParams\x12\x0e\n\x06stream\x18\x05 \x01(\x08\x42\x07\n\x05input\"^\n\x13GenerateStreamChunk\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"[\n\x10GenerateComplete\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\"\x8e\x01\n\x10GenerateResponse\x12\x36\n\x05\x63hunk\x18\x02 \x01(\x0b\x32%.vllm.grpc.engine.GenerateStreamChunkH\x00\x12\x36\n\x08\x63omplete\x18\x03 \x01(\x0b\x32\".vllm.grpc.engine.GenerateCompleteH\x00\x42\n\n\x08response\"W\n\x0c\x45mbedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x33\n\ttokenized\x18\x02 \x01(\x0b\x32 .vllm.grpc.engine.TokenizedInput\"&\n\rEmbedComplete\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"P\n\rEmbedResponse\x12\x33\n\x08\x63omplete\x18\x02 \x01(\x0b\x32\x1f.vllm.grpc.engine.EmbedCompleteH\x00\x42\n\n\x08responseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11vllm_engine.proto\x12\x10vllm.grpc.engine\"8\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x08 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_max_tokens\":\n\x0eTokenizedInput\x12\x15\n\roriginal_text\x18\x01 \x01(\t\x12\x11\n\tinput_ids\x18\x02 \x03(\r\"2\n\x10PlaceholderRange\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\"\xa4\x01\n\x10MultimodalInputs\x12\x12\n\nimage_data\x18\x01 \x03(\x0c\x12;\n\x0fmm_placeholders\x18\x05 \x03(\x0b\x32\".vllm.grpc.engine.PlaceholderRange\x12\x11\n\tmm_hashes\x18\x06 \x03(\t\x12,\n\x08modality\x18\n \x01(\x0e\x32\x1a.vllm.grpc.engine.Modality\"E\n\x08MediaRef\x12,\n\x08modality\x18\x01 \x01(\x0e\x32\x1a.vllm.grpc.engine.Modality\x12\x0b\n\x03url\x18\x02 \x01(\t\"6\n\tMediaRefs\x12)\n\x05items\x18\x01 \x03(\x0b\x32\x1a.vllm.grpc.engine.MediaRef\"\xda\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x35\n\ttokenized\x18\x02 \x01(\x0b\x32 .vllm.grpc.engine.TokenizedInputH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x39\n\x0fsampling_params\x18\x04 \x01(\x0b\x32 .vllm.grpc.engine.SamplingParams\x12\x0e\n\x06stream\x18\x05 \x01(\x08\x12\x1a\n\x12kv_transfer_params\x18\x06 \x01(\x0c\x12\x11\n\tmm_inputs\x18\x07 \x01(\x0c\x12\x1f\n\x17kv_transfer_params_json\x18\x08 \x01(\t\x12/\n\nmedia_refs\x18\n \x01(\x0b\x32\x1b.vllm.grpc.engine.MediaRefs\x12\x17\n\x0f\x65xtra_mm_inputs\x18\x0b \x03(\x0c\x42\x07\n\x05input\"^\n\x13GenerateStreamChunk\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"[\n\x10GenerateComplete\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\"d\n\x06\x41nswer\x12\x12\n\x05\x66irst\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x13\n\x06second\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x12\x12\n\x05third\x18\x03 \x01(\x0cH\x02\x88\x01\x01\x42\x08\n\x06_firstB\t\n\x07_secondB\x08\n\x06_third\"W\n\x0c\x45mbedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x33\n\ttokenized\x18\x02 \x01(\x0b\x32 .vllm.grpc.engine.TokenizedInput\"=\n\rEmbedResponse\x12\x1a\n\rprompt_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_prompt_tokens*B\n\x08Modality\x12\x15\n\x11IMAGE_UNLESS_SAID\x10\x00\x12\t\n\x05IMAGE\x10\x01\x12\t\n\x05\x41UDIO\x10\x02\x12\t\n\x05VIDEO\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vllm_engine_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_MODALITY']._serialized_start=1295
+  _globals['_MODALITY']._serialized_end=1361
   _globals['_SAMPLINGPARAMS']._serialized_start=39
   _globals['_SAMPLINGPARAMS']._serialized_end=95
   _globals['_TOKENIZEDINPUT']._serialized_start=97
   _globals['_TOKENIZEDINPUT']._serialized_end=155
-  _globals['_GENERATEREQUEST']._serialized_start=158
-  _globals['_GENERATEREQUEST']._serialized_end=350
-  _globals['_GENERATESTREAMCHUNK']._serialized_start=352
-  _globals['_GENERATESTREAMCHUNK']._serialized_end=446
-  _globals['_GENERATECOMPLETE']._serialized_start=448
-  _globals['_GENERATECOMPLETE']._serialized_end=539
-  _globals['_GENERATERESPONSE']._serialized_start=542
-  _globals['_GENERATERESPONSE']._serialized_end=684
-  _globals['_EMBEDREQUEST']._serialized_start=686
-  _globals['_EMBEDREQUEST']._serialized_end=773
-  _globals['_EMBEDCOMPLETE']._serialized_start=775
-  _globals['_EMBEDCOMPLETE']._serialized_end=813
-  _globals['_EMBEDRESPONSE']._serialized_start=815
-  _globals['_EMBEDRESPONSE']._serialized_end=895
+  _globals['_PLACEHOLDERRANGE']._serialized_start=157
+  _globals['_PLACEHOLDERRANGE']._serialized_end=207
+  _globals['_MULTIMODALINPUTS']._serialized_start=210
+  _globals['_MULTIMODALINPUTS']._serialized_end=374
+  _globals['_MEDIAREF']._serialized_start=376
+  _globals['_MEDIAREF']._serialized_end=445
+  _globals['_MEDIAREFS']._serialized_start=447
+  _globals['_MEDIAREFS']._serialized_end=501
+  _globals['_GENERATEREQUEST']._serialized_start=504
+  _globals['_GENERATEREQUEST']._serialized_end=850
+  _globals['_GENERATESTREAMCHUNK']._serialized_start=852
+  _globals['_GENERATESTREAMCHUNK']._serialized_end=946
+  _globals['_GENERATECOMPLETE']._serialized_start=948
+  _globals['_GENERATECOMPLETE']._serialized_end=1039
+  _globals['_ANSWER']._serialized_start=1041
+  _globals['_ANSWER']._serialized_end=1141
+  _globals['_EMBEDREQUEST']._serialized_start=1143
+  _globals['_EMBEDREQUEST']._serialized_end=1230
+  _globals['_EMBEDRESPONSE']._serialized_start=1232
+  _globals['_EMBEDRESPONSE']._serialized_end=1293
 # @@protoc_insertion_point(module_scope)

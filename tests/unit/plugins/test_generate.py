@@ -114,7 +114,25 @@ def test_sglang_media_change_the_prompt() -> None:
     }
     assert len(found) == 4
     assert sglang(text="a", image_data=None).prompts == (b"a",)
+    assert sglang(text="a", image_data=None).media == ()
     assert sglang(image_data="x", text="a").prompts == sglang(text="a", image_data="x").prompts
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param({"image_data": ["x", "y"], "video_data": "x"}, id="a list, and one"),
+        pytest.param({"image_data": [["x"], ["y"]], "video_data": ["x"], "audio_data": []}, id="a batch"),
+        pytest.param({"image_data": ["x", None, "y"], "video_data": ["x"], "audio_data": None}, id="gaps"),
+    ],
+)
+def test_sglang_media(sent: dict[str, Any]) -> None:
+    """Each has its own digest, by what it is and by its content."""
+    (picture,), (other,), (video,) = (
+        sglang(text="a", **own).media for own in ({"image_data": "x"}, {"image_data": "y"}, {"video_data": "x"})
+    )
+    assert len({picture, other, video}) == 3
+    assert sglang(text="a", **sent).media == (picture, other, video)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,14 @@ import pytest
 from epp_plugins.openai import OpenAIParser
 from epp_plugins.vertexai import VertexAIParser
 from epp_plugins.vllm_grpc import VllmGrpcParser
+from epp_plugins.vllm_http import VllmHttpParser
 from epp_protos import vertex_prediction_pb2 as vertex
 from epp_protos import vllm_engine_pb2 as engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epp.formats import grpc
+from epp.formats.text import MEDIA_BYTES
 from epp.plugin import BadRequest, Body, Usage
 
 ROOT = Path(__file__).parents[3]
@@ -86,6 +88,56 @@ def test_what_the_prompt_depends_on() -> None:
     assert len({read(frame(tokens(5, extra=extra))).prompts for extra in swapped}) == 1
 
 
+def placed(*hashes: str, at: int = 1, **fields: Any) -> bytes:
+    """Media of two tokens each, one after the other."""
+    ranges = [engine.PlaceholderRange(offset=at + 2 * number, length=2) for number in range(len(hashes))]
+    return engine.MultimodalInputs(mm_placeholders=ranges, mm_hashes=hashes, **fields).SerializeToString()
+
+
+def as_http(**features: Any) -> Body:
+    body = {"token_ids": [5, 9, 9, 6], "features": features}
+    return VllmHttpParser().parse("/inference/v1/generate", {}, json.dumps(body).encode())
+
+
+def test_hashes_take_the_place_of_the_ids() -> None:
+    """A picture is what it shows, whatever id stands for it, and the same as over HTTP."""
+    body = read(frame(tokens(5, 9, 9, 6, mm_inputs=placed("cat"))))
+    assert body.prompts[0][:4] == struct.pack("<I", 5)
+    assert body.prompts[0][-4:] == struct.pack("<I", 6)
+    http = as_http(mm_hashes={"image": ["cat"]}, mm_placeholders={"image": [{"offset": 1, "length": 2}]})
+    assert (body.prompts, body.media) == (http.prompts, http.media)
+    assert read(frame(tokens(5, 8, 8, 6, mm_inputs=placed("cat")))).prompts == body.prompts
+    assert read(frame(tokens(5, 9, 9, 6, mm_inputs=placed("dog")))).prompts != body.prompts
+    assert read(frame(tokens(5, 9, 9, 6, mm_inputs=placed("cat", modality=engine.VIDEO)))).media != body.media
+
+
+MEDIA = {
+    "in ids": ({"mm_inputs": placed("a", "b")}, 2),
+    "of two kinds": ({"mm_inputs": placed("a"), "extra_mm_inputs": [placed("a", at=3, modality=engine.VIDEO)]}, 2),
+    "as pictures": ({"mm_inputs": engine.MultimodalInputs(image_data=[b"1", b"2", b"3"]).SerializeToString()}, 3),
+    "as tensors": ({"mm_inputs": unknown(2, b"pixels")}, 1),
+    "to be fetched": ({"media_refs": engine.MediaRefs(items=[engine.MediaRef(url="http://a/b.png")])}, 1),
+}
+
+
+@pytest.mark.parametrize(("fields", "count"), MEDIA.values(), ids=MEDIA)
+def test_media(fields: dict[str, Any], count: int) -> None:
+    """Each has its digest, and the prompt depends on it, be it of token ids or text."""
+    body = read(frame(tokens(5, 9, 9, 8, 8, 6, **fields)))
+    assert len(body.media) == len(set(body.media)) == count
+    assert body.prompts != read(frame(tokens(5, 9, 9, 8, 8, 6))).prompts
+    written = read(frame(generate(text="hello", **fields)))
+    assert sorted(written.media) == sorted(body.media)
+    assert written.prompts[0].endswith(b"hello")
+    assert len(written.prompts[0]) == len(b"hello") + count * (1 + MEDIA_BYTES)
+
+
+def test_where_kv_comes_from_is_no_part_of_the_prompt() -> None:
+    """A request that has been prefilled elsewhere has the same prompt."""
+    fetched = tokens(5, kv_transfer_params=b"host", kv_transfer_params_json='{"remote_host": "h"}')
+    assert read(frame(fetched)).prompts == read(frame(tokens(5))).prompts
+
+
 TOO_LONG = frame(b"\0" * (grpc.INFLATED_BYTES + 1), compressed=True)
 REFUSED = {
     "empty": b"",
@@ -109,14 +161,15 @@ def test_what_no_engine_could_take(path: str, body: bytes) -> None:
 
 
 def response(**fields: Any) -> bytes:
-    return engine.GenerateResponse(**fields).SerializeToString()
+    """By the name of its field a message, or the request's id."""
+    data = {name: value if isinstance(value, bytes) else value.SerializeToString() for name, value in fields.items()}
+    return engine.Answer(**data).SerializeToString()
 
 
-ANSWERS = [
-    response(chunk=engine.GenerateStreamChunk(prompt_tokens=10, completion_tokens=1, cached_tokens=8)),
-    response(chunk=engine.GenerateStreamChunk(prompt_tokens=10, completion_tokens=2, cached_tokens=8)),
-    response(complete=engine.GenerateComplete(prompt_tokens=10, completion_tokens=3, cached_tokens=8)),
-]
+CHUNKS = [engine.GenerateStreamChunk(prompt_tokens=10, completion_tokens=n, cached_tokens=8) for n in (1, 2)]
+COMPLETE = engine.GenerateComplete(prompt_tokens=10, completion_tokens=3, cached_tokens=8)
+ANSWERS = [*(response(first=chunk) for chunk in CHUNKS), response(second=COMPLETE)]
+OLD = [*(response(first=b"id", second=chunk) for chunk in CHUNKS), response(first=b"id", third=COMPLETE)]
 FRAMES = b"".join(frame(answer, compressed=index == 1) for index, answer in enumerate(ANSWERS))
 
 
@@ -129,15 +182,31 @@ def test_usage_split_anywhere(places: list[int]) -> None:
     assert reader.usage == Usage(10, 3, 8)
 
 
-def test_usage_of_bare_messages_of_embeddings_and_of_nonsense() -> None:
+@pytest.mark.parametrize("answers", [ANSWERS, OLD], ids=["now", "vLLM's first releases"])
+def test_usage_of_bare_messages(answers: list[bytes]) -> None:
     reader = VllmGrpcParser().response(streaming=False)
-    for answer in ANSWERS:
+    for answer in answers[:2]:
         reader.feed(answer, end=False)
+    assert reader.usage == Usage(10, 2, 8)
+    reader.feed(answers[2], end=True)
     assert reader.usage == Usage(10, 3, 8)
+
+
+EMBEDDED = {
+    # a vector of two floats in front, of which the first reads like a message
+    "now": unknown(1, struct.pack("<2f", 1.0, -2.5)) + engine.EmbedResponse(prompt_tokens=4).SerializeToString(),
+    "vLLM's first releases": response(first=b"id", second=engine.GenerateStreamChunk(prompt_tokens=4)),
+}
+
+
+@pytest.mark.parametrize("answer", EMBEDDED.values(), ids=EMBEDDED)
+def test_usage_of_embeddings(answer: bytes) -> None:
     reader = VllmGrpcParser().response(streaming=False)
-    complete = engine.EmbedResponse(complete=engine.EmbedComplete(prompt_tokens=4)).SerializeToString()
-    reader.feed(frame(complete), end=True)
+    reader.feed(frame(answer), end=True)
     assert reader.usage == Usage(4, None, 0)
+
+
+def test_usage_of_nonsense() -> None:
     reader = VllmGrpcParser().response(streaming=False)
     reader.feed(frame(b"\xff\xff") + frame(b""), end=True)
     assert reader.usage == Usage()
