@@ -240,7 +240,7 @@ def _read(kind: Kind, request: bytes) -> tuple[_Request, tuple[bytes, ...]]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if "`$.messages" in str(error):
             raise kind.invalid(f": {error}") from error
-        raise BadRequest(f"error unmarshaling request bodyMap: {error}") from error
+        raise text.unreadable(request, error) from error
     if prompts is None:
         raise kind.invalid()
     return fields, prompts

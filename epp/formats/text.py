@@ -4,6 +4,7 @@ Text enters as UTF-8; pictures, sounds and other media as `MEDIA_BYTES` made of 
 differ; token ids as unsigned 32-bit little-endian integers. Bytes that UTF-8 never has keep the parts apart.
 """
 
+import re
 from array import array
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -35,10 +36,40 @@ FIELD, VALUE, MESSAGE, ITEM, PART, MEDIA = (bytes([byte]) for byte in range(0xFF
 
 BOM = b"\xef\xbb\xbf"
 
+_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
+
 _TRUE = frozenset({"true", "yes", "on", "t", "y", "1"})  # what vLLM's pydantic reads as true
 
 decode = msgspec.json.Decoder().decode
 encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+def unreadable(body: bytes, error: Exception) -> BadRequest:
+    """What the client gets for a body that `error` says can't be decoded.
+
+    Half of a surrogate pair, which is what is left of an emoji that was cut in two, is told by its place.
+    """
+    lone = lone_surrogate(body)
+    if lone is None:
+        return BadRequest(f"error unmarshaling request bodyMap: {error}")
+    start, escape = lone
+    half = f"{escape} at byte {start} is half of a surrogate pair, and no character"
+    return BadRequest(f"error unmarshaling request bodyMap: {half}: send both halves, or \\ufffd in its place")
+
+
+def lone_surrogate(body: bytes) -> tuple[int, str] | None:
+    """The first escaped surrogate of a JSON text that has no other half, with its place; None if there is none."""
+    high: re.Match[bytes] | None = None
+    for match in _ESCAPE.finditer(body):
+        unit = int(match[1], 16) if match[1] else 0
+        paired = high is not None and high.end() == match.start() and 0xDC00 <= unit <= 0xDFFF
+        if high is not None and not paired:
+            break
+        if not paired and 0xDC00 <= unit <= 0xDFFF:
+            high = match
+            break
+        high = match if 0xD800 <= unit <= 0xDBFF else None
+    return None if high is None else (high.start(), high[0].decode())
 
 
 def canonical(source: bytes) -> bytes:

@@ -82,7 +82,7 @@ class AnthropicParser:
             counts = path.strip("/").endswith(COUNT)
             prompts = () if counts else (_prompt(request),)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadRequest(f"error unmarshaling request bodyMap: {error}") from error
+            raise text.unreadable(body, error) from error
         if not request.messages:
             raise BadRequest("invalid messages request: must have valid messages field")
         model = text.string(request.model)

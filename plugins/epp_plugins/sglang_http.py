@@ -68,7 +68,7 @@ class SglangHttpParser:
             request = _decode(body.removeprefix(text.BOM))
             media = b"".join(_media(request.image_data, request.audio_data, request.video_data))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadRequest(f"error unmarshaling request bodyMap: {error}") from error
+            raise text.unreadable(body, error) from error
         prompts = _prompts(request)
         if media:
             prompts = tuple(media + prompt for prompt in prompts)

@@ -61,7 +61,7 @@ class VllmHttpParser:
         try:
             request = _decode(body.removeprefix(text.BOM))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadRequest(f"error unmarshaling request bodyMap: {error}") from error
+            raise text.unreadable(body, error) from error
         if not request.token_ids:
             raise BadRequest("invalid generate request: must have token_ids field")
         prompt, places = text.ids(request.token_ids), tuple(_placeholders(request.features))

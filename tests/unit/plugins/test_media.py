@@ -7,6 +7,8 @@ from epp_plugins.anthropic import AnthropicParser
 from epp_plugins.openai import OpenAIParser
 from epp_plugins.vllm_http import VllmHttpParser
 
+from epp.plugin import BadRequest
+
 
 def media(parser, path, **fields):
     return parser.parse(path, {}, json.dumps({"model": "m"} | fields).encode()).media
@@ -14,6 +16,45 @@ def media(parser, path, **fields):
 
 def image(name, **extra):
     return {"type": "image_url", "image_url": {"url": f"http://{name}"}} | extra
+
+
+PARSERS = [
+    pytest.param(OpenAIParser(), "/v1/chat/completions", id="openai"),
+    pytest.param(AnthropicParser(), "/v1/messages", id="anthropic"),
+]
+HALF = "is half of a surrogate pair"
+
+
+@pytest.mark.parametrize(("parser", "path"), PARSERS)
+@pytest.mark.parametrize(
+    ("written", "lone", "offset"),
+    [
+        pytest.param(rb"\ud83d", r"\ud83d", 0, id="the first half"),
+        pytest.param(rb"a \ude00 b", r"\ude00", 2, id="the second half"),
+        pytest.param(rb"\ude00\ud83d", r"\ude00", 0, id="in the wrong order"),
+        pytest.param(rb"\ud83d\ude00 \uD83D", r"\uD83D", 13, id="after a whole one"),
+        pytest.param(rb"\ud83d\ud83d\ude00", r"\ud83d", 0, id="before a whole one"),
+        pytest.param(rb"\\ud83d \ud83dx", r"\ud83d", 8, id="after an escaped backslash"),
+        pytest.param(rb"\ud83d\n", r"\ud83d", 0, id="before another escape"),
+    ],
+)
+def test_half_a_character(parser, path, written, lone, offset):
+    """An emoji that was cut in two is refused, and the client is told where it stands."""
+    body = rb'{"model": "m", "messages": [{"role": "user", "content": "%b"}]}' % written
+    with pytest.raises(BadRequest) as caught:
+        parser.parse(path, {}, body)
+    assert f"{lone} at byte {body.index(written) + offset} {HALF}" in caught.value.message
+
+
+@pytest.mark.parametrize(("parser", "path"), PARSERS)
+@pytest.mark.parametrize("written", [rb"\ud83d\ude00", rb"\uD83D\uDE00\ud83d\ude00", rb"\\ud83d", rb"\u00fa"])
+def test_whole_characters(parser, path, written):
+    """Pairs are read, and what only looks like a half isn't one."""
+    body = rb'{"model": "m", "messages": [{"role": "user", "content": "%b"}]}' % written
+    assert parser.parse(path, {}, body).prompts[0].endswith(json.loads(b'"%b"' % written).encode())
+    with pytest.raises(BadRequest) as caught:
+        parser.parse(path, {}, body[:-1])
+    assert HALF not in caught.value.message
 
 
 TEXT = {"type": "text", "text": "what is this? \u00fa"}
