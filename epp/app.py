@@ -30,6 +30,7 @@ from epp.extproc.health import HealthService
 from epp.extproc.server import ExternalProcessor
 from epp.extproc.tls import server_credentials
 from epp.hooks import Hooks
+from epp.observe.decision_log import DecisionLog, Later, LogOptions
 from epp.observe.decisions import Decisions
 from epp.observe.guard import Budget, TimingGuard
 from epp.observe.http import application
@@ -171,6 +172,8 @@ class App:
         """Writes what is still to be written."""
         self.observe.settle()
         self.observe.requests.flush()
+        if self.observe.log is not None:
+            self.observe.log.close()
 
     def _streams(self) -> int:
         return int(self.metrics.streams_inflight.value)
@@ -210,7 +213,17 @@ class App:
     def _observability(self) -> Observability:
         stream = None if self._options.verbosity < 2 else sys.stderr.buffer
         later = asyncio.get_running_loop().call_later
-        return Observability(self.metrics, Decisions(), RequestLog(stream, later), self._guard(), later)
+        return Observability(
+            self.metrics, Decisions(), RequestLog(stream, later), self._guard(), later, self._decision_log(later)
+        )
+
+    def _decision_log(self, later: Later) -> DecisionLog | None:
+        options = self._options
+        if not options.decision_log:
+            return None
+        limits = (options.decision_log_max_bytes, options.decision_log_max_files, options.decision_log_candidates)
+        rows = self.metrics.families["llm_d_epp_decision_log_rows_total"]
+        return DecisionLog(LogOptions(Path(options.decision_log), *limits), rows, later, time.time, self._random)
 
     def _index_sizes(self) -> Mapping[tuple[str, str], int]:
         indexed = [plugged for plugged in self.configuration.router.producers if hasattr(plugged.plugin, "index")]

@@ -14,6 +14,7 @@ from epp.extproc.events import Answer, Arrival, Direct, ResponseBody, ResponseHe
 from epp.extproc.server import Ending
 from epp.hooks import Hook
 from epp.keys import Key
+from epp.observe.decision_log import DecisionLog
 from epp.observe.decisions import Decisions
 from epp.observe.guard import TimingGuard
 from epp.observe.logs import RequestLog
@@ -57,6 +58,7 @@ class Observability:
 
     Attributes:
         later: calls a function after so many seconds, as an event loop's `call_later` does; None enters at once.
+        log: the decision log; None for none.
     """
 
     metrics: Metrics
@@ -64,6 +66,7 @@ class Observability:
     requests: RequestLog
     guard: TimingGuard
     later: Callable[[float, Callable[[], None]], object] | None = None
+    log: DecisionLog | None = None
     _notes: list[tuple[Callable[..., object], tuple[Any, ...]]] = field(default_factory=list)
 
     def note(self, function: Callable[..., object], *arguments: Any) -> None:
@@ -160,6 +163,9 @@ class Exchange:
         record.rewrite = self.rewriting.rule if self.rewriting is not None else ""
         record.priority = request.priority
         record.size = request.size if request.parser else None
+        observe = self._pipeline.observe
+        if observe.log is not None:
+            observe.note(observe.log.see, record, request)
         self.request = request.without_prompts()
         return request
 
@@ -388,6 +394,8 @@ class Exchange:
             self._tell(self.hooks.done, outcome, now)
         if record.id:
             observe.note(observe.requests.write, record)
+            if observe.log is not None:
+                observe.note(observe.log.write, record)
         self.hooks.users.leave()
 
     def _cause(self, ending: Ending, *, complete: bool | None) -> str | None:

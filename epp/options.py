@@ -96,6 +96,10 @@ class ServeOptions:
     enable_grpc_stream_metrics: bool
     enable_pprof: bool
     tracing: bool
+    decision_log: str
+    decision_log_max_bytes: int
+    decision_log_max_files: int
+    decision_log_candidates: int
     verbosity: int
 
     warnings: tuple[str, ...] = ()

@@ -21,7 +21,12 @@ _HELP_COLUMN = 38
 _MESSAGE_MARGIN = 4 * 1024 * 1024
 _SHORTEST_SCRAPE = 0.05
 _EXCLUSIVE = (("config_file", "config_text"), ("pool_name", "endpoint_selector"), ("endpoints", "endpoints_file"))
-_POSITIVE = ("max_request_body_bytes", "refresh_prometheus_metrics_interval")
+_POSITIVE = (
+    "max_request_body_bytes",
+    "refresh_prometheus_metrics_interval",
+    "decision_log_max_bytes",
+    "decision_log_max_files",
+)
 _MOST_TARGET_PORTS = 8  # as in an InferencePool
 
 

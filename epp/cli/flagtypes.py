@@ -64,6 +64,13 @@ def _grpc_bytes(text: str) -> int | None:
     return size
 
 
+def _count(text: str) -> int:
+    number = _int(text)
+    if number < 0:
+        raise ValueError(f"{number} is negative")
+    return number
+
+
 def _address(text: str) -> str:
     address = text.removeprefix("[").removesuffix("]")
     return "" if not address else "127.0.0.1" if address == "localhost" else str(ipaddress.ip_address(address))
@@ -109,6 +116,8 @@ LIST = Kind("IP:PORT,...", _list(str), many=True)
 SUITES = Kind("NAME,...", _list(_choice(*KNOWN_SUITES)), many=True)
 DURATION = Kind("DURATION", _duration)
 SIZE = Kind("BYTES", _grpc_bytes)
+BYTES = Kind("BYTES", parse_bytes)
+COUNT = Kind("N", _count)
 ADDRESS = Kind("IP", _address)
 PATH = Kind("PATH", _metrics_path)
 LEVEL = Kind("LEVEL", _level)

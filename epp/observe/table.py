@@ -143,6 +143,7 @@ SPECS = (
         "llm_d_inference_scheduler_pd_decision_total",
         DECISION[2:],
     ),
+    _epp("decision_log_rows_total", "counter", ("result",), "Rows of the decision log: written, or dropped."),
     _epp("endpoint_changes_total", "counter", ("state",), "Endpoints taken out, back in, or seen to restart."),
     _epp("extproc_streams_inflight", "gauge", (), "ext_proc streams in flight."),
     _epp("extproc_stream_duration_seconds", "histogram", (), "Duration of an ext_proc stream.", STREAM),
