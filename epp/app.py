@@ -311,7 +311,7 @@ class App:
                 emit_scores=options.emit_endpoint_scores,
             ),
             random=self._random,
-            listing=self.models.listing,
+            models=self.models.cards,
             health=Health(self.scraper.connection_failed, self.scraper.suspected),
         )
 

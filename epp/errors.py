@@ -3,6 +3,8 @@
 Codes and statuses are those of llm-d's picker (see docs/protocol.md); `payload` renders the OpenAI-style body.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import msgspec
@@ -78,6 +80,14 @@ class NotFound(RequestError):
     """The request names something that is not there."""
 
     status, code, kind = 404, "NotFound", "not_found_error"
+
+
+def unknown_model(model: str, known: Iterable[str]) -> str:
+    """What a client is told that asks for a model which is not served: the nearest one, or all that there are."""
+    names = sorted(known)
+    near = difflib.get_close_matches(model, names, n=1, cutoff=0.4)
+    hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(names)}"
+    return f"The model `{model[:200]}` does not exist; {hint}"
 
 
 class PreconditionFailed(RequestError):

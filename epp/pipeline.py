@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
+from urllib.parse import unquote
 
+import msgspec
 import numpy as np
 
-from epp.errors import PreconditionFailed, ResourceExhausted, ServiceUnavailable
+from epp.errors import NotFound, PreconditionFailed, ResourceExhausted, ServiceUnavailable, unknown_model
 from epp.exchange import Exchange, Health, Observability, settable
 from epp.extproc.events import Answer, Arrival, Direct
 from epp.hooks import Hooks
-from epp.keys import SERVED_MODELS
+from epp.keys import REPORTED, SERVED_MODELS
 from epp.plugin import Candidates, Pick, Request, Router
 from epp.pool import Pool
 from epp.reading import path_of, read
@@ -47,7 +49,7 @@ MODELS = "/v1/models"
 class Pipeline:
     """Joins the parts. `hooks` are the configuration in force: immutable, replaced by one assignment.
 
-    `listing` gives the `/v1/models` page of all engines together.
+    `models` gives what engines say of the models that they serve, by the model's name; see `epp.data.models`.
     """
 
     pool: Pool
@@ -58,7 +60,7 @@ class Pipeline:
     options: Options = Options()
     health: Health = field(default_factory=Health)
     random: Random = field(default_factory=Random)
-    listing: Callable[[], bytes] | None = None
+    models: Callable[[], Mapping[str, msgspec.Raw]] | None = None
 
     async def route(self, exchange: Exchange, arrival: Arrival) -> Answer:
         """The way of a request, from its arrival to its answer.
@@ -90,11 +92,26 @@ class Pipeline:
         return self._answer(exchange, arrival, pick)
 
     def page(self, arrival: Arrival) -> Direct | None:
-        """The answer to a request that needs no engine: the list of models, where engines have different ones."""
-        if self.listing is None or arrival.headers.get(":method") != "GET" or not self.pool.differ(SERVED_MODELS):
+        """The answer to a request that needs no engine: for models, where engines have different ones.
+
+        Raises:
+            NotFound: nobody has the model that is asked about.
+        """
+        if self.models is None or arrival.headers.get(":method") != "GET" or not self.pool.differ(SERVED_MODELS):
             return None
         path = path_of(arrival.headers)
-        return Direct(self.listing()) if path == MODELS or path.endswith("/" + MODELS.lstrip("/")) else None
+        if path.endswith(MODELS):
+            return Direct(msgspec.json.encode({"object": "list", "data": list(self.models().values())}))
+        _, _, model = path.partition(f"{MODELS}/")
+        return self._model(unquote(model), self.models()) if model else None
+
+    def _model(self, name: str, models: Mapping[str, msgspec.Raw]) -> Direct | None:
+        if name in models:
+            return Direct(bytes(models[name]))
+        told = self.pool.set_mask(SERVED_MODELS, REPORTED)
+        if told is None or not told[self.pool.eligible_slots()].all():
+            return None  # it may be one of those that don't say what they serve
+        raise NotFound(unknown_model(name, models))
 
     def open(self) -> Exchange:
         """A new stream's exchange."""

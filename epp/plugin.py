@@ -49,7 +49,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 from pydantic.alias_generators import to_camel
 
 from epp import formats
-from epp.errors import BadRequest, UnknownPlugin
+from epp.errors import BadRequest, UnknownPlugin, unknown_model
 from epp.keys import (
     ACTIVE_LORAS,
     ACTIVE_MODELS,
@@ -152,6 +152,7 @@ __all__ = [
     "parse_selector",
     "pool_key",
     "request_key",
+    "unknown_model",
 ]
 
 

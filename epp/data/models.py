@@ -7,7 +7,6 @@ an engine said stays until it says otherwise, restarts or leaves.
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
@@ -37,7 +36,7 @@ _listing = msgspec.json.Decoder(_Listing).decode
 _card = msgspec.json.Decoder(_Card).decode
 
 
-def cards(page: bytes) -> Mapping[str, msgspec.Raw]:
+def cards_of(page: bytes) -> Mapping[str, msgspec.Raw]:
     """The models of a `/v1/models` page: each one's JSON by its name, in their order.
 
     Raises:
@@ -137,7 +136,7 @@ class Models:
         try:
             async with self._limit:
                 page = await self._client.page(f"{self._options.scheme}://{endpoint.host}:{endpoint.port}/v1/models")
-            found = cards(page)
+            found = cards_of(page)
         except (ScrapeError, ValueError) as error:
             known.due = self._now() + (RETRY if not known.cards else self._interval)
             self._on_fault(endpoint, str(error))
@@ -150,11 +149,11 @@ class Models:
     def _interval(self) -> float:
         return max(INTERVAL, len(self._known) / BUDGET)
 
-    def listing(self) -> bytes:
-        """A `/v1/models` page with the models of all engines in play, each once."""
-        union: dict[str, Any] = {}
+    def cards(self) -> Mapping[str, msgspec.Raw]:
+        """What engines in play say of their models, by name: of several engines the first."""
+        union: dict[str, msgspec.Raw] = {}
         for slot, known in self._known.items():
             if self._pool.eligible[slot] and self._pool.generations[slot] == known.generation:
                 for name, card in known.cards.items():
                     union.setdefault(name, card)
-        return msgspec.json.encode({"object": "list", "data": list(union.values())})
+        return union

@@ -7,7 +7,7 @@ What it does
     itself says what it doesn't know, adapters that were loaded a moment ago included.
 
     It is on unless the configuration lists it with `enabled: false`. `GET /v1/models` lists the models of all engines
-    where they differ.
+    where they differ, `GET /v1/models/NAME` tells of one.
 
 Reads
     The engines' `/v1/models`, asked at the start and about every 10 seconds, and the request's model: the target, where
@@ -27,8 +27,6 @@ Where it departs from llm-d, and why
     llm-d has no such filter: there a pool serves one base model. Without Kubernetes there is one pool, and three
     engines with two models are one too.
 """
-
-import difflib
 
 from epp import plugin
 from epp.plugin import REPORTED, SERVED_MODELS, Candidates, Mask, Request
@@ -53,7 +51,4 @@ class ServedModelFilter:
 
     def refusal(self, request: Request, c: Candidates) -> str:
         """Why nobody is left: what is asked for, and the nearest that there is."""
-        known = sorted(c.members(SERVED_MODELS) - {REPORTED})
-        near = difflib.get_close_matches(request.model, known, n=1, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(known)}"
-        return f"The model `{request.model[:200]}` does not exist; {hint}"
+        return plugin.unknown_model(request.model, c.members(SERVED_MODELS) - {REPORTED})

@@ -2,25 +2,30 @@
 
 import json
 
+import msgspec
 import pytest
 
 from epp.keys import REPORTED, SERVED_MODELS
+from epp.pool import Endpoint
 from tests.stream.conftest import Start
 from tests.stream.envoy import send_request
 from tests.stream.messages import MODELS, MODES, destination, kind, request_body, request_headers, set_headers
 from tests.stream.picker import Picker
 
-PAGE = b'{"object":"list","data":[]}'
 each_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name.lower())
 
 
 async def ready(start: Start, *models: str) -> Picker:
     """A picker in front of engines with one model each."""
     picker = await start(endpoints=len(models))
-    picker.pipeline.listing = lambda: PAGE
+    picker.pipeline.models = lambda: {model: msgspec.Raw(card(model)) for model in models}
     for slot, model in enumerate(models):
         picker.pool.write_set(picker.pool.slot_at(f"10.0.0.{slot + 1}:8000"), SERVED_MODELS, (REPORTED, model))
     return picker
+
+
+def card(model: str) -> bytes:
+    return b'{"id": "%b", "by": "its engine"}' % model.encode()
 
 
 def chat(model: str) -> bytes:
@@ -63,7 +68,8 @@ async def test_the_list_of_models(start: Start, mode: object) -> None:
     async with picker.stream() as stream:
         reply = await stream.ask(request_headers(mode, MODELS, end=True))
         assert reply.immediate_response.status.code == 200
-        assert reply.immediate_response.body == PAGE
+        page = json.loads(reply.immediate_response.body)
+        assert page == {"object": "list", "data": [json.loads(card("a")), json.loads(card("b"))]}
         assert set_headers(reply) == {"content-type": "application/json"}
         assert await stream.rest() == []
     await picker.settled()
@@ -71,10 +77,44 @@ async def test_the_list_of_models(start: Start, mode: object) -> None:
     assert (entry["status"], entry["ending"], entry["error"]) == (200, "answered", None)
 
 
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        pytest.param("/v1/models/a", "a", id="its name"),
+        pytest.param("/v1/models/org/b?x=1", "org/b", id="a name with a slash"),
+        pytest.param("/openai/v1/models/org%2Fb/", "org/b", id="an escaped slash, and a prefix"),
+    ],
+)
+async def test_one_model(start: Start, path: str, model: str) -> None:
+    """In the words of an engine that has it."""
+    picker = await ready(start, "a", "org/b")
+    async with picker.stream() as stream:
+        reply = await stream.ask(request_headers(MODES[2], MODELS | {":path": path}, end=True))
+        assert (reply.immediate_response.status.code, reply.immediate_response.body) == (200, card(model))
+        assert await stream.rest() == []
+
+
+async def test_one_model_that_nobody_serves(start: Start) -> None:
+    """404 with the nearest name; but somebody who doesn't say what he serves may have it."""
+    picker = await ready(start, "llama-8b", "qwen")
+    line = MODELS | {":path": "/v1/models/llama-7b"}
+    async with picker.stream() as stream:
+        reply = await stream.ask(request_headers(MODES[2], line, end=True))
+        assert reply.immediate_response.status.code == 404
+        error = json.loads(reply.immediate_response.body)["error"]
+        assert error["message"] == "The model `llama-7b` does not exist; did you mean `llama-8b`?"
+        assert await stream.rest() == []
+    picker.pool.add(Endpoint("silent", "10.0.0.9", 8000))
+    async with picker.stream() as stream:
+        assert destination(await stream.ask(request_headers(MODES[2], line, end=True)))
+        assert await stream.rest() == []
+
+
 OTHERS = {
     "engines agree": (["a", "a"], {}),
-    "another path": (["a", "b"], {":path": "/v1/models/a"}),
+    "another path": (["a", "b"], {":path": "/v1/modelsx/a"}),
     "its end": (["a", "b"], {":path": "/xv1/models"}),
+    "a model, and engines agree": (["a", "a"], {":path": "/v1/models/b"}),
     "another method": (["a", "b"], {":method": "DELETE"}),
 }
 

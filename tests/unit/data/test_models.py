@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from epp.data.client import ScrapeOptions
-from epp.data.models import INTERVAL, RETRY, Models, cards
+from epp.data.models import INTERVAL, RETRY, Models, cards_of
 from epp.engine.options import EngineOptions
 from epp.engine.server import EngineServer
 from epp.keys import REPORTED, SERVED_MODELS
@@ -56,9 +56,9 @@ async def test_what_an_engine_serves(setup: Setup, engine: EngineServer) -> None
         setup.pool.add(endpoint(name, engine.address))
     await setup.models.look()
     assert setup.served(setup.pool.slots["default/a"]) == {REPORTED, "llama-8b", "tuned"}
-    page = json.loads(setup.models.listing())
-    assert [card["id"] for card in page["data"]] == ["llama-8b", "tuned"]
-    assert page["data"][1]["parent"] == "llama-8b"
+    cards = {name: json.loads(bytes(card)) for name, card in setup.models.cards().items()}
+    assert [card["id"] for card in cards.values()] == list(cards) == ["llama-8b", "tuned"]
+    assert cards["tuned"]["parent"] == "llama-8b"
 
 
 async def test_when_it_is_asked_again(setup: Setup, engine: EngineServer) -> None:
@@ -95,12 +95,12 @@ async def test_an_engine_that_gives_no_page(setup: Setup, engine: EngineServer) 
     assert sorted(setup.faults[2:]) == ["a", "dead"]
     assert "llama-8b" in setup.served(slot)
     setup.pool.eligible[slot] = False
-    assert json.loads(setup.models.listing())["data"] == []
+    assert setup.models.cards() == {}
 
 
 def test_a_page() -> None:
     """Each card is kept as it was sent."""
-    assert {name: bytes(card) for name, card in cards(PAGE).items()} == {
+    assert {name: bytes(card) for name, card in cards_of(PAGE).items()} == {
         "a": b'{"id":"a","object":"model","root":"x"}',
         "b": b'{"id":"b"}',
     }
@@ -109,7 +109,7 @@ def test_a_page() -> None:
 @pytest.mark.parametrize("page", [b"", b"[]", b"{", b'{"data":{}}', b'{"data":[{}]}', b'{"data":[1]}'])
 def test_what_is_no_page(page: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
-        cards(page)
+        cards_of(page)
 
 
 async def test_it_stops(engine: EngineServer) -> None:
