@@ -63,6 +63,10 @@ def request_key(name: str, producer: str, *, unit: str = "") -> Key:
 WAITING = pool_key("waiting", missing=_NAN, source="metrics", unit="requests")
 RUNNING = pool_key("running", missing=_NAN, source="metrics", unit="requests")
 KV_USAGE = pool_key("kv_usage", missing=_NAN, source="metrics", unit="fraction")
+FIRST_TOKENS = pool_key("first_tokens", missing=_NAN, source="metrics", unit="requests")
+"""Requests that have had their first token, since the engine's start."""
+FIRST_TOKEN_SECONDS = pool_key("first_token_seconds", missing=_NAN, source="metrics", unit="s")
+"""The seconds that these waited for it, added up."""
 ACTIVE_LORAS = pool_key("active_loras", missing=_NAN, source="metrics", unit="adapters")
 WAITING_LORAS = pool_key("waiting_loras", missing=_NAN, source="metrics", unit="adapters")
 MAX_LORAS = pool_key("max_loras", missing=_NAN, source="metrics", unit="adapters")

@@ -16,6 +16,8 @@ from epp.keys import (
     CACHE_BLOCK_SIZE,
     CACHE_BLOCKS,
     CORE_METRICS_EXTRACTOR,
+    FIRST_TOKEN_SECONDS,
+    FIRST_TOKENS,
     KV_USAGE,
     RUNNING,
     WAITING,
@@ -112,6 +114,8 @@ VLLM = EngineSpec(
         gauge(RUNNING, "vllm:num_requests_running"),
         gauge(KV_USAGE, "vllm:kv_cache_usage_perc", "max"),
         gauge(KV_USAGE, "vllm:gpu_cache_usage_perc", "max"),  # its name before vLLM 0.10
+        gauge(FIRST_TOKENS, "vllm:time_to_first_token_seconds_count"),
+        gauge(FIRST_TOKEN_SECONDS, "vllm:time_to_first_token_seconds_sum"),
         info(CACHE_BLOCK_SIZE, "vllm:cache_config_info", "block_size", "max"),
         info(CACHE_BLOCKS, "vllm:cache_config_info", "num_gpu_blocks"),
     ),
@@ -125,6 +129,8 @@ SGLANG = EngineSpec(
         gauge(WAITING, "sglang:num_queue_reqs"),
         gauge(RUNNING, "sglang:num_running_reqs"),
         gauge(KV_USAGE, "sglang:token_usage", "max"),
+        gauge(FIRST_TOKENS, "sglang:time_to_first_token_seconds_count"),
+        gauge(FIRST_TOKEN_SECONDS, "sglang:time_to_first_token_seconds_sum"),
         info(CACHE_BLOCK_SIZE, "sglang:cache_config_info", "page_size", "max"),
         info(CACHE_BLOCKS, "sglang:cache_config_info", "num_pages"),
         gauge(CACHE_BLOCK_SIZE, "sglang:page_size", "max"),  # instead of the info metric since SGLang 0.5.11

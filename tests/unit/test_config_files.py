@@ -53,14 +53,27 @@ def test_file(path, text):
 
 
 def test_default():
-    """The built-in default is the file's text, word for word, and llm-d's weights."""
-    assert (CONFIG / "llm-d-default.yaml").read_text("utf-8") == defaults.TEXT
+    """The built-in default is the file's text, word for word: one scorer, and what is filled in."""
+    assert (CONFIG / "default.yaml").read_text("utf-8") == defaults.TEXT
     router = build(Path("/nowhere/epp.yaml"), defaults.TEXT)
+    assert [(p.type, weight) for p, weight in router.profiles["default"].scorers] == [("work-ahead-scorer", 1.0)]
+    filled_in(router)
+
+
+def test_default_of_llm_d():
+    """The file has llm-d's weights."""
+    path = CONFIG / "llm-d-default.yaml"
+    router = build(path, path.read_text("utf-8"))
     assert [(p.type, weight) for p, weight in router.profiles["default"].scorers] == [
         ("queue-scorer", 2.0),
         ("kv-cache-utilization-scorer", 2.0),
         ("prefix-cache-scorer", 3.0),
     ]
+    filled_in(router)
+
+
+def filled_in(router: Router) -> None:
+    """What llm-d fills in, is."""
     assert router.profiles["default"].picker.type == "max-score-picker"
     assert router.handler.type == "single-profile-handler"
     assert [p.type for p in router.producers] == ["approx-prefix-cache-producer"]

@@ -11,6 +11,8 @@ from epp.keys import (
     ACTIVE_LORAS,
     CACHE_BLOCK_SIZE,
     CACHE_BLOCKS,
+    FIRST_TOKEN_SECONDS,
+    FIRST_TOKENS,
     KV_USAGE,
     MAX_LORAS,
     RUNNING,
@@ -252,6 +254,7 @@ def test_capture_of_an_idle_vllm(capture: Callable[[str], bytes]) -> None:
     """A real page just after the start."""
     report = Reader().read(capture("vllm-0.32-metrics-idle.txt"), {})
     expected = {WAITING: 0, RUNNING: 0, KV_USAGE: 0, CACHE_BLOCK_SIZE: 32, CACHE_BLOCKS: 16384}
+    expected |= {FIRST_TOKENS: 3, FIRST_TOKEN_SECONDS: 0.0451359748840332}
     assert (report.engine, report.values, report.active) == ("vllm", expected, frozenset())
 
 
