@@ -51,7 +51,7 @@ def restarted(before: Marks, after: Marks) -> bool:
 
 
 class Reader:
-    """Reads the pages of all known engines.
+    """Reads the pages of all known engines; `names` are those of the samples that it looks at.
 
     Args:
         engines: in the order in which a page is tried that doesn't fit its endpoint's engine.
@@ -76,9 +76,8 @@ class Reader:
         self._default = self._engines[default]
         self._own_names = {engine.name: engine.own_names for engine in engines}
         self._labels = labels
-        self._exposition = Exposition(
-            {START_TIME}.union(*self._own_names.values(), *(engine.restarts for engine in engines))
-        )
+        self.names = frozenset({START_TIME}).union(*self._own_names.values(), *(engine.restarts for engine in engines))
+        self._exposition = Exposition(self.names)
 
     def read(self, page: bytes, labels: Mapping[str, str]) -> Report:
         """What the page of an endpoint with these labels says.

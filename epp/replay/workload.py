@@ -1,0 +1,155 @@
+"""What is replayed: requests as pieces of text, so that a trace without text keeps exactly what its prompts share.
+
+A piece stands for a text that its number determines: equal numbers are equal text, and a shorter piece of a number is
+the beginning of a longer one. A token is four bytes everywhere: in the prompt that the picker gets, where that is the
+estimate of llm-d's token producer, and in the simulated engine, whose pseudo tokens they are. A prompt of any length
+is made when its request arrives and forgotten when it has been routed.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+TOKEN_BYTES = 4
+"""As in `epp.request.BYTES_PER_TOKEN` and `epp.engine.tokens`."""
+
+_DIGITS = 16  # the text of a piece is its number in hexadecimal, over and over
+
+
+class Piece(NamedTuple):
+    """So many tokens of the text with this number; the text depends on the lower 64 bits of the number."""
+
+    text: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """One request.
+
+    Attributes:
+        at: when it comes, seconds from the start at the workload's own pace.
+        prompt: what it asks, from the start of the context.
+        answer: what the engine answers.
+        follows: the index of the turn whose answer must have ended before this one comes; None for none.
+    """
+
+    at: float
+    prompt: tuple[Piece, ...]
+    answer: Piece
+    follows: int | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The length of the prompt."""
+        return sum(piece.tokens for piece in self.prompt)
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """Requests in the order of their times.
+
+    Raises:
+        ValueError: there are none, or they are out of order.
+    """
+
+    name: str
+    turns: tuple[Turn, ...]
+
+    def __post_init__(self) -> None:
+        if not self.turns:
+            raise ValueError(f"{self.name}: there are no requests")
+        times = [turn.at for turn in self.turns]
+        if times != sorted(times):
+            raise ValueError(f"{self.name}: the requests are not in the order of their times")
+
+    def __len__(self) -> int:
+        return len(self.turns)
+
+    def __repr__(self) -> str:
+        return f"<Workload {self.name}: {len(self)} requests, {self.rate:g} a second>"
+
+    @cached_property
+    def rate(self) -> float:
+        """Requests a second at its own pace; all at once count as within a second."""
+        span = self.turns[-1].at - self.turns[0].at
+        return len(self.turns) / span if span > 0 else float(len(self.turns))
+
+    @cached_property
+    def longest(self) -> int:
+        """The most tokens of a request, prompt and answer."""
+        return max(turn.prompt_tokens + turn.answer.tokens for turn in self.turns)
+
+    @cached_property
+    def texts(self) -> "Texts":
+        """The tree of all texts of this workload."""
+        return Texts(self.turns)
+
+
+class Texts:
+    """The tree of all texts: what comes after what, so that two contexts have a node in common as far as they agree.
+
+    Attributes:
+        nodes: for each turn the nodes of its pieces, the answer's last.
+        ideal_hit_ratio: the share of the prompts' tokens that one endless cache would have, each answer in it at once:
+            the most that routing can reach.
+    """
+
+    def __init__(self, turns: tuple[Turn, ...]) -> None:
+        known: dict[tuple[int, int, int], int] = {}  # the node of a text after so many tokens of another node
+        longest = [0]
+        hits = total = 0
+        nodes: list[tuple[int, ...]] = []
+        for turn in turns:
+            path: list[int] = []
+            node, length, matching = 0, 0, True
+            for piece in turn.prompt:
+                node = known.setdefault((node, length, piece.text), len(longest))
+                if node == len(longest):
+                    longest.append(0)
+                if matching:
+                    hits += min(longest[node], piece.tokens)
+                    matching = longest[node] >= piece.tokens
+                longest[node] = max(longest[node], piece.tokens)
+                length = piece.tokens
+                total += length
+                path.append(node)
+            node = known.setdefault((node, length, turn.answer.text), len(longest))
+            if node == len(longest):
+                longest.append(0)
+            longest[node] = max(longest[node], turn.answer.tokens)
+            nodes.append((*path, node))
+        self.nodes = tuple(nodes)
+        self.ideal_hit_ratio = hits / total
+
+    def contents(self, index: int, turn: Turn, block: int) -> list[int]:
+        """The contents of the context's full blocks, as the engine model wants them: equal for equal prefixes.
+
+        A block that ends in a piece is named by the piece's node, which stands for all that comes before, and by its
+        own place.
+
+        Args:
+            index: the turn's.
+            turn: the turn itself.
+            block: tokens of a block.
+        """
+        found: list[int] = []
+        end = 0
+        for node, piece in zip(self.nodes[index], (*turn.prompt, turn.answer), strict=True):
+            first, end = len(found), end + piece.tokens
+            base = node << _PLACES
+            found.extend(range(base + first, base + end // block))
+        return found
+
+
+_PLACES = 24  # bits for a block's place: contexts of up to 16 million blocks
+
+
+def text(pieces: tuple[Piece, ...]) -> bytes:
+    """The pieces as ASCII, four bytes a token."""
+    return b"".join([_text(piece.text, piece.tokens * TOKEN_BYTES) for piece in pieces])
+
+
+def _text(number: int, size: int) -> bytes:
+    unit = b"%016x" % (number & 0xFFFFFFFFFFFFFFFF)
+    return (unit * (size // _DIGITS + 1))[:size]
