@@ -1,5 +1,7 @@
 """Replay: traces and generated workloads under several configurations, in virtual time, on the code that routes.
 
+As a library; `epp replay` is the command line over it.
+
     from epp.replay import Engines, Policy, generate, row, simulate
     from epp.replay.mooncake import load
 
