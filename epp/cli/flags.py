@@ -5,6 +5,7 @@ ignored, the last one wins. What llm-d knows and we don't do is accepted, and sa
 """
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -53,7 +54,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeOptions:
     values = {flag.field: given.get(flag, _default(flag)) for flag in FLAGS if flag.field}
     _check(values)
     _derive(values, given, environ)
-    return ServeOptions(**values, warnings=tuple(chain(_notes(given), _remarks(values, given))))
+    return ServeOptions(**values, warnings=tuple(chain(_notes(given), _remarks(values, given), _doubles(arguments))))
 
 
 def usage() -> str:
@@ -177,6 +178,15 @@ def _notes(given: Given) -> Iterator[str]:
             yield f"--{flag.name} has no effect: {flag.note}"  # nor is one expected where a feature is switched off
         elif flag.status == "built" and flag.note and value not in {"", None}:
             yield f"--{flag.name} is {flag.note}"
+
+
+def _doubles(arguments: Sequence[str]) -> Iterator[str]:
+    """A warning for every member that one list has twice; a whole list that is repeated is meant as one."""
+    for flag, text in _settings(arguments):
+        if flag is not None and flag.kind.many:
+            for member, count in Counter(flag.kind.parse(text)).items():
+                if count > 1:
+                    yield f"--{flag.name}: {member} is listed more than once, and counts once"
 
 
 def _remarks(values: Mapping[str, Any], given: Given) -> Iterator[str]:

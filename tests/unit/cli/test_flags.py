@@ -199,6 +199,10 @@ WARNINGS: dict[str, tuple[Sequence[str], list[str]]] = {
         ["--metrics-endpoint-auth"],
         ["--metrics-endpoint-auth has no effect: Kubernetes"],
     ),
+    "an endpoint twice in a list": (
+        ["--endpoints=a:1,b:2,a:1,a:1", "--endpoints=b:2"],
+        ["--endpoints: a:1 is listed more than once, and counts once"],
+    ),
 }
 
 
