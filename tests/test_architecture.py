@@ -33,7 +33,7 @@ BASE = frozenset(
 SDK = BASE | {"plugin"}
 SIBLINGS = frozenset({"data", "extproc", "flow", "observe", "schedule", "settings"})
 PATH = frozenset({"configuration", "exchange", "hooks", "pipeline", "reading", "rewriting"})
-BESIDE = frozenset({"contract", "demo", "engine", "envoy", "replay", "sidecar", "testing"})
+BESIDE = frozenset({"contract", "demo", "engine", "envoy", "migrate", "replay", "sidecar", "testing"})
 
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "errors": frozenset(),
@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "contract": SDK | {"schedule", "settings", "testing"},
     "engine": BASE,
     "envoy": BASE,
+    "migrate": BASE,
     "sidecar": BASE,
     "demo": BASE | {"engine", "envoy"},
     "replay": SDK | SIBLINGS | PATH | {"engine"},
