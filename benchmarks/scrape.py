@@ -67,16 +67,25 @@ async def scrape(ports: list[int], seconds: float) -> dict[str, float]:
     pool = Pool(len(ports))
     for port in ports:
         pool.add(Endpoint(f"engine-{port}", "127.0.0.1", port))
+    left, everybody = {endpoint.id for endpoint in pool.endpoints if endpoint}, asyncio.Event()
+
+    def scraped(endpoint: Endpoint, _seconds: float, error: str | None) -> None:
+        done.append(error)
+        left.discard(endpoint.id)
+        if not left:
+            everybody.set()
+
     scraper = Scraper(
         pool,
         ScrapeOptions(),
         now=time.monotonic,
         random=random.Random(1),
-        on_scrape=lambda _endpoint, _seconds, error: done.append(error),
+        on_scrape=scraped,
     )
     await scraper.start()
     try:
-        await scraper.wait_first(30)
+        async with asyncio.timeout(30):
+            await everybody.wait()
         first = len(done)
         wall, cpu = time.perf_counter(), time.process_time()
         await asyncio.sleep(seconds)

@@ -36,14 +36,6 @@ class Health:
     def __repr__(self) -> str:
         return f"<Health: {len(self._out)} of {len(self._pool)} out>"
 
-    def is_out(self, slot: int) -> bool:
-        """Whether the endpoint has failed too often in a row."""
-        return slot in self._out
-
-    def unreachable(self, slot: int) -> bool:
-        """Whether the endpoint is out and its last failure was that it can't be connected to."""
-        return self._out.get(slot) is False
-
     def failed(self, slot: int, *, reachable: bool) -> None:
         """A scrape or a connection of a request has failed."""
         self._failures[slot] = self._failures.get(slot, 0) + 1

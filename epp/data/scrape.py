@@ -101,8 +101,6 @@ class Scraper:
         self._on_change = on_change
         self._health = Health(pool, options.failures, on_change)
         self._targets: dict[int, _Target] = {}
-        self._untried: set[int] = set()
-        self._all_tried = asyncio.Event()
         self._outdated = True
         self._client: MetricsClient | None = None
 
@@ -137,16 +135,6 @@ class Scraper:
         if client is not None:
             await client.close()
 
-    async def wait_first(self, within: float) -> bool:
-        """Waits until every endpoint that is in the pool has been tried once, at most that many seconds; whether so."""
-        self._refresh()
-        try:
-            async with asyncio.timeout(within):
-                await self._all_tried.wait()
-        except TimeoutError:
-            return False
-        return True
-
     def connection_failed(self, hostport: str) -> None:
         """A request was refused by the endpoint at `ip:port`: counts as a failure, and asks for a scrape at once."""
         target = self._target_at(hostport)
@@ -159,12 +147,6 @@ class Scraper:
         """A request got a 503 from the endpoint at `ip:port`, or from Envoy in its place: asks for a scrape at once."""
         target = self._target_at(hostport)
         if target is not None:
-            self._hurry(target)
-
-    def connection_worked(self, hostport: str) -> None:
-        """A request got through to the endpoint at `ip:port`: if it is held for unreachable, that is looked into."""
-        target = self._target_at(hostport)
-        if target is not None and target.task is None and self._health.unreachable(target.slot):
             self._hurry(target)
 
     # --- who is scraped
@@ -191,7 +173,6 @@ class Scraper:
             else:
                 self._take(endpoint, slot)
         self._health.joined()
-        self._note_tried()
 
     def _in_pool(self, target: _Target) -> bool:
         return self._pool.generations[target.slot] == target.generation
@@ -200,13 +181,11 @@ class Scraper:
         port = endpoint.metrics_port or self._options.port or endpoint.port
         url = f"{self._options.scheme}://{endpoint.host}:{port}{self._options.path}"
         target = self._targets[slot] = _Target(endpoint, slot, self._pool.generations[slot], url, port)
-        self._untried.add(slot)
         self._plan(target, self._random.uniform(0, min(self.period, _SPREAD)))
 
     def _drop(self, target: _Target) -> None:
         self._cancel(target)
         del self._targets[target.slot]
-        self._untried.discard(target.slot)
         self._health.forget(target.slot)
 
     def _cancel(self, target: _Target) -> None:
@@ -268,8 +247,6 @@ class Scraper:
             self._on_scrape(target.endpoint, seconds, problem)
         finally:  # a callback that raises ends this task, not the schedule
             target.tried, target.task = True, None
-            self._untried.discard(target.slot)
-            self._note_tried()
             self._plan(target, 0.0 if target.again else delay)
 
     async def _fetch(self, target: _Target) -> bytes:
@@ -303,9 +280,3 @@ class Scraper:
             self._health.failed(target.slot, reachable=reachable)
         known = isinstance(fault, ScrapeError | ExpositionError)
         return self._until_retry(target), str(fault) if known else f"{type(fault).__name__}: {fault}"
-
-    def _note_tried(self) -> None:
-        if self._untried:
-            self._all_tried.clear()
-        else:
-            self._all_tried.set()

@@ -72,10 +72,7 @@ def test_who_may_serve(script: str, eligible: str, said: str) -> None:
     assert (bench.eligible, ",".join(bench.said)) == (eligible, said)
 
 
-def test_what_it_knows() -> None:
-    """Whether one is out, and whether it is so for want of a connection."""
+def test_how_it_is_shown() -> None:
     bench = Bench("abc")
     bench.run("a! a! a! b? b? b?")
-    assert [bench.health.is_out(slot) for slot in range(3)] == [True, True, False]
-    assert [bench.health.unreachable(slot) for slot in range(3)] == [True, False, False]
     assert repr(bench.health) == "<Health: 2 of 3 out>"

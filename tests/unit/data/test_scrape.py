@@ -31,8 +31,8 @@ async def test_values_arrive(setup: Setup, engine: StartEngine) -> None:
     """What the page says is in the pool's columns and sets, and is fresh."""
     lora = 'vllm:lora_requests_info{max_lora="4",running_lora_adapters="a,b",waiting_lora_adapters="c"} 9\n'
     server = await engine(page(waiting=3, lora=lora))
-    scraper = await setup.start(server)
-    assert await scraper.wait_first(10)
+    await setup.start(server)
+    await setup.scraped(server)
     slot, c = setup.slot(server), setup.candidates
     found = {key: c[key][0] for key in (WAITING, RUNNING, KV_USAGE, CACHE_BLOCK_SIZE, ACTIVE_LORAS)}
     assert found == {WAITING: 3, RUNNING: 2, KV_USAGE: 0.5, CACHE_BLOCK_SIZE: 16, ACTIVE_LORAS: 2}
@@ -45,8 +45,8 @@ async def test_values_arrive(setup: Setup, engine: StartEngine) -> None:
 async def test_a_capture(setup: Setup, engine: StartEngine, capture: Callable[[str], bytes]) -> None:
     """A real vLLM's page, over HTTP, into the pool."""
     server = await engine(capture("vllm-0.32-metrics-loaded.txt"), content_type="text/plain; version=0.0.4")
-    scraper = await setup.start(server)
-    assert await scraper.wait_first(10)
+    await setup.start(server)
+    await setup.scraped(server)
     assert setup.candidates[CACHE_BLOCK_SIZE][0] == 32
     assert setup.candidates[WAITING][0] == 0
 
@@ -82,8 +82,8 @@ async def test_where_the_page_is(setup: Setup, engine: StartEngine) -> None:
     one, other = await engine(page(waiting=1)), await engine(page(waiting=2))
     a = Endpoint("a", "127.0.0.1", 1)
     b = Endpoint("b", "127.0.0.1", 2, metrics_port=other.port)
-    scraper = await setup.start(a, b, options=replace(QUICK, port=one.port, path="/prometheus/metrics"))
-    assert await scraper.wait_first(10)
+    await setup.start(a, b, options=replace(QUICK, port=one.port, path="/prometheus/metrics"))
+    await setup.heard.until(lambda: {"a", "b"} <= {name for name, _, _ in setup.heard.scrapes})
     assert list(setup.candidates[WAITING]) == [1, 2]
     assert one.requests[0].path == "/prometheus/metrics"
 
@@ -117,8 +117,8 @@ async def test_unscrapable(setup: Setup, engine: StartEngine, answer: dict[str, 
     """An endpoint whose page can't be used is stale at once, and out after three times, for others are there."""
     good, bad = await engine(page()), await engine(page(waiting=5))
     options = replace(QUICK, max_bytes=100_000)
-    scraper = await setup.start(good, bad, options=options)
-    assert await scraper.wait_first(10)
+    await setup.start(good, bad, options=options)
+    await setup.heard.until(lambda: setup.candidates.all_fresh)
     bad.page, bad.status = answer["page"], answer.get("status", 200)
     await setup.heard.until(lambda: any(error is not None for error in setup.heard.scrapes_of(bad.endpoint.name)))
     error = setup.heard.scrapes_of(bad.endpoint.name)[-1]

@@ -54,21 +54,6 @@ async def test_three_refused_requests_in_a_row(setup: Setup, engine: StartEngine
     assert not setup.pool.eligible[setup.slot(server)]
     await setup.changed((server, "out"), (server, "in"))
     scraper.connection_failed("127.0.0.1:1")
-    scraper.connection_worked("127.0.0.1:1")
-
-
-async def test_a_request_that_got_through(setup: Setup, refusing: Endpoint) -> None:
-    """It has an unreachable endpoint looked at before its next try is due."""
-    scraper = await setup.start(refusing, options=replace(QUICK, interval=0.001, retry_cap=1000.0))
-    scraper._options = replace(scraper._options, interval=1000.0)
-    await setup.scraped(refusing)
-    for _ in range(2):
-        scraper.connection_failed(refusing.hostport)
-        await setup.scraped(refusing)
-    assert setup.heard.changes == [("refusing", "out")]
-    tried = len(setup.heard.scrapes)
-    scraper.connection_worked(refusing.hostport)
-    await setup.heard.until(lambda: len(setup.heard.scrapes) == tried + 1)
 
 
 async def test_a_serving_port_that_refuses_beside_metrics_that_work(
@@ -142,8 +127,7 @@ async def test_period(setup: Setup, closed_port: int, count: int, period: float)
     endpoints = [Endpoint(f"e{number}", "127.0.0.1", closed_port) for number in range(count)]
     scraper = await setup.start(*endpoints, options=ScrapeOptions())
     assert scraper.period == period
-    assert await scraper.wait_first(30)
-    assert len({name for name, _, _ in setup.heard.scrapes}) == count
+    await setup.heard.until(lambda: len({name for name, _, _ in setup.heard.scrapes}) == count, within=30)
 
 
 async def test_pauses(setup: Setup) -> None:
@@ -268,25 +252,6 @@ async def test_an_endpoint_that_is_renamed(setup: Setup, engine: StartEngine) ->
 
 
 # --- start and stop
-
-
-async def test_wait_first_gives_up(setup: Setup, engine: StartEngine) -> None:
-    """It waits so long and no longer, and for those that came in the meantime too."""
-    server = await engine(page())
-    scraper = await setup.start(server)
-    assert await scraper.wait_first(10)
-    stuck = await engine(page())
-    stuck.gate = asyncio.Event()
-    setup.pool.add(stuck.endpoint)
-    assert not await scraper.wait_first(0.01)
-    stuck.gate.set()
-    assert await scraper.wait_first(10)
-
-
-async def test_wait_first_of_nobody(setup: Setup) -> None:
-    """An empty pool has been tried."""
-    scraper = await setup.start()
-    assert await scraper.wait_first(0)
 
 
 async def test_stop_ends_everything(setup: Setup, engine: StartEngine) -> None:
