@@ -50,10 +50,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "objects": frozenset(),
     "splice": frozenset(),
     "pool": frozenset({"errors", "keys", "objects"}),
+    "kube": frozenset({"errors"}),
     "plugin": BASE,
     **dict.fromkeys(SIBLINGS, SDK),
+    "data": SDK | {"kube"},
     **dict.fromkeys(PATH, SDK | SIBLINGS | PATH),
-    "app": SDK | SIBLINGS | PATH | {"memory"},
+    "app": SDK | SIBLINGS | PATH | {"kube", "memory"},
     "testing": SDK,
     "contract": SDK | {"schedule", "settings", "testing"},
     "engine": BASE,
@@ -62,7 +64,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "sidecar": BASE,
     "demo": BASE | {"engine", "envoy"},
     "replay": SDK | SIBLINGS | PATH | {"engine"},
-    "cli": SDK | SIBLINGS | PATH | BESIDE | {"app"},
+    "cli": SDK | SIBLINGS | PATH | BESIDE | {"app", "kube"},
     "__main__": frozenset({"cli"}),
 }
 """Of each module or package of `epp`, which others it may import; itself always, and `epp.__version__`."""

@@ -1,0 +1,88 @@
+"""Whether somebody may read our metrics: their token is shown to the API server, and so is what they ask for.
+
+A verdict is kept for a while, so that a Prometheus that scrapes every few seconds costs two requests a minute. Of the
+token only a hash is kept.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Literal
+
+from epp.kube.client import ACCESS_REVIEWS, TOKEN_REVIEWS, Api
+
+Verdict = Literal["allowed", "unauthenticated", "forbidden"]
+
+_MOST = 1000
+
+
+class Reviewer:
+    """Asks by TokenReview and SubjectAccessReview.
+
+    Args:
+        api: the API server; it asks for `create` of both kinds of review (ClusterRole system:auth-delegator).
+        allowed_for: seconds that a good verdict is kept.
+        denied_for: seconds that a bad one is.
+        now: the clock.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        *,
+        allowed_for: float = 60.0,
+        denied_for: float = 10.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._api = api
+        self._allowed_for, self._denied_for = allowed_for, denied_for
+        self._now = now
+        self._known: OrderedDict[tuple[bytes, str, str], tuple[Verdict, float]] = OrderedDict()
+        self._asking: dict[tuple[bytes, str, str], asyncio.Task[Verdict]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Reviewer: {len(self._known)} verdicts>"
+
+    async def verdict(self, token: str, path: str, verb: str = "get") -> Verdict:
+        """Whether the bearer of the token may do this to a path of ours that is no resource.
+
+        Raises:
+            ApiError: the API server refuses the question.
+            Unreachable: it can't be asked.
+        """
+        key = (hashlib.sha256(token.encode()).digest(), path, verb)
+        known = self._known.get(key)
+        if known is not None and self._now() < known[1]:
+            return known[0]
+        task = self._asking.get(key)
+        if task is None:  # who comes meanwhile waits for the same answer
+            task = self._asking[key] = asyncio.create_task(self._ask(token, path, verb))
+            task.add_done_callback(lambda _: self._asking.pop(key, None))
+        verdict = await asyncio.shield(task)
+        self._keep(key, verdict)
+        return verdict
+
+    def _keep(self, key: tuple[bytes, str, str], verdict: Verdict) -> None:
+        self._known[key] = (verdict, self._now() + (self._allowed_for if verdict == "allowed" else self._denied_for))
+        self._known.move_to_end(key)
+        while len(self._known) > _MOST:
+            self._known.popitem(last=False)
+
+    async def _ask(self, token: str, path: str, verb: str) -> Verdict:
+        review = _review(TOKEN_REVIEWS.group_version, "TokenReview", {"token": token})
+        status = (await self._api.create(TOKEN_REVIEWS.path(), review)).get("status") or {}
+        if not status.get("authenticated"):
+            return "unauthenticated"
+        user = status.get("user") or {}
+        who = {"user": user.get("username", ""), "uid": user.get("uid", "")}
+        who |= {"groups": user.get("groups") or [], "extra": user.get("extra") or {}}
+        spec = {**who, "nonResourceAttributes": {"path": path, "verb": verb}}
+        review = _review(ACCESS_REVIEWS.group_version, "SubjectAccessReview", spec)
+        status = (await self._api.create(ACCESS_REVIEWS.path(), review)).get("status") or {}
+        return "allowed" if status.get("allowed") and not status.get("denied") else "forbidden"
+
+
+def _review(version: str, kind: str, spec: Any) -> dict[str, Any]:
+    return {"apiVersion": version, "kind": kind, "spec": spec}

@@ -1,0 +1,273 @@
+"""Lists a kind of object and then watches it, for good: whatever becomes of the API server, its last word stands.
+
+A watch that ends is taken up where it ended; one whose place the API server no longer knows (410) begins with a new
+list. Between two tries is a pause that doubles, with jitter, up to a second in the first half minute of an outage and
+up to a quarter of a minute later on. Lists are taken in by pages and events by slices, so that requests never wait for
+more than a few milliseconds of either.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import msgspec
+
+from epp.kube.client import Api, ApiError, ListMeta, Resource, Unreachable
+
+SLICE = 16
+"""Events that are taken in at once: well below a millisecond."""
+
+_WATCH_SECONDS = (240.0, 360.0)  # how long a watch is asked to last; not the same for all replicas
+_MARGIN = 15.0
+_PROVEN = 5.0  # seconds after which a watch that said nothing counts as one that works
+_GONE = 410
+_BUSY = (429, 503)
+
+
+class Meta(msgspec.Struct, rename="camel", frozen=True):
+    """The metadata of an object, as far as anybody here wants it."""
+
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+class Object(msgspec.Struct, rename="camel", frozen=True):
+    """The root of what can be watched: subclasses add the fields that they want."""
+
+    metadata: Meta = Meta()
+
+
+T = TypeVar("T", bound=Object)
+T_contra = TypeVar("T_contra", bound=Object, contravariant=True)
+Change = Literal["ADDED", "MODIFIED", "DELETED"]
+
+
+class Sink(Protocol[T_contra]):
+    """Takes in what a watch says."""
+
+    async def replace(self, items: Sequence[T_contra]) -> None:
+        """There are exactly these objects."""
+
+    def change(self, change: Change, item: T_contra) -> None:
+        """One object is new, or has changed, or is gone; told of one that was known already, or wasn't, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The pauses of an outage, in seconds: each is twice the last one, and half of it is chance.
+
+    Attributes:
+        first: the first pause.
+        cap: the longest one during the first `patience` seconds.
+        late_cap: the longest one after that.
+    """
+
+    first: float = 0.05
+    cap: float = 1.0
+    patience: float = 30.0
+    late_cap: float = 15.0
+
+
+class Backoff:
+    """The pauses of one outage after the other."""
+
+    def __init__(self, pace: Pace, now: Callable[[], float], source: random.Random) -> None:
+        self._pace, self._now, self._random = pace, now, source
+        self._began: float | None = None
+        self._tries = 0
+
+    def pause(self) -> float:
+        """Seconds to wait after another failure."""
+        now = self._now()
+        self._began = now if self._began is None else self._began
+        cap = self._pace.cap if now - self._began < self._pace.patience else self._pace.late_cap
+        whole = min(cap, self._pace.first * 2.0 ** min(self._tries, 30))
+        self._tries += 1
+        return whole * self._random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """The outage is over."""
+        self._began, self._tries = None, 0
+
+
+class _Event(msgspec.Struct):
+    type: str
+    object: msgspec.Raw
+
+
+class _Bookmark(msgspec.Struct):
+    metadata: ListMeta
+
+
+class _Error(msgspec.Struct):
+    code: int = 500
+    reason: str = ""
+    message: str = ""
+
+
+_EVENT = msgspec.json.Decoder(_Event)
+_BOOKMARK = msgspec.json.Decoder(_Bookmark)
+_ERROR = msgspec.json.Decoder(_Error)
+
+
+class Reflector(Generic[T]):
+    """Keeps a sink up to what the API server has of one kind in one namespace.
+
+    `synced` is whether a list has been taken in, `version` the resourceVersion up to which all is known. `stale_since`
+    is when the API server's word was last lost, on the clock `now`, or None while it is current.
+
+    Args:
+        api: the API server.
+        resource: the kind.
+        namespace: the one that is looked at.
+        kind: what objects are decoded as; one that can't be is told to `on_error` and left out.
+        sink: takes it in.
+        labels: a label selector.
+        fields: a field selector.
+        on_error: hears of a failure, once until another one comes.
+        on_stale: hears of every change of `stale_since`.
+        pace, now, source: the pauses, their clock, and their chance.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        resource: Resource,
+        namespace: str,
+        kind: type[T],
+        sink: Sink[T],
+        *,
+        labels: str = "",
+        fields: str = "",
+        on_error: Callable[[str], None] = lambda _: None,
+        on_stale: Callable[[], None] = lambda: None,
+        pace: Pace | None = None,
+        now: Callable[[], float] = time.monotonic,
+        source: random.Random | None = None,
+    ) -> None:
+        self.resource = resource
+        self.synced = False
+        self.stale_since: float | None = None
+        self._api = api
+        self._path = resource.path(namespace)
+        self._decoder = msgspec.json.Decoder(kind)
+        self._sink = sink
+        self._selectors = {"labelSelector": labels} if labels else {}
+        self._selectors |= {"fieldSelector": fields} if fields else {}
+        self._on_error, self._on_stale = on_error, on_stale
+        self._now = now
+        self._random = source or random.Random()
+        self._backoff = Backoff(pace or Pace(), now, self._random)
+        self.version = ""
+        self._told = ""
+
+    def __repr__(self) -> str:
+        state = "not synced" if not self.synced else "current" if self.stale_since is None else "stale"
+        return f"<Reflector of {self.resource}: {state}>"
+
+    async def run(self) -> None:
+        """Goes on until it is cancelled.
+
+        Raises:
+            ApiError: with the status 404, if the API server doesn't know this kind.
+        """
+        while True:
+            try:
+                if not self.version:
+                    await self._list()
+                if await self._watch():
+                    continue
+            except ApiError as error:
+                if error.status == 404:
+                    raise
+                if error.status not in _BUSY:
+                    self.version = ""  # 410, and what an API server says that was set back in time
+                if error.status != _GONE:
+                    self._failed(str(error))
+                await asyncio.sleep(max(self._backoff.pause(), error.retry_after))
+                continue
+            except Unreachable as error:
+                self._failed(str(error))
+            await asyncio.sleep(self._backoff.pause())
+
+    async def _list(self) -> None:
+        items: list[T] = []
+        version = ""
+        async for page in self._api.pages(self._path, **self._selectors):
+            version = page.metadata.resource_version
+            items += [item for item in map(self._decoded, page.items) if item is not None]
+            await asyncio.sleep(0)
+        await self._sink.replace(items)
+        self.synced = True
+        self.version = version
+        self._current()
+
+    async def _watch(self) -> bool:
+        """Follows one watch to its end; whether it has shown that it works.
+
+        Raises:
+            ApiError: 410 if the place is no longer known, or what else the API server says.
+            Unreachable: it broke off.
+        """
+        seconds = self._random.uniform(*_WATCH_SECONDS)
+        params = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": self.version}
+        params |= {"timeoutSeconds": str(int(seconds)), **self._selectors}
+        began, count = self._now(), 0
+        async with self._api.lines(self._path, params, seconds + _MARGIN) as lines:
+            self._current()
+            async for line in lines:
+                self._take(line)
+                count += 1
+                self._backoff.reset()
+                if count % SLICE == 0:
+                    await asyncio.sleep(0)
+        return count > 0 or self._now() - began > _PROVEN
+
+    def _take(self, line: bytes) -> None:
+        try:
+            event = _EVENT.decode(line)
+            if event.type == "ERROR":
+                error = _ERROR.decode(event.object)
+                raise ApiError(error.code, error.reason, f"watching {self.resource}: {error.message}")
+            if event.type == "BOOKMARK":
+                self.version = _BOOKMARK.decode(event.object).metadata.resource_version
+                return
+        except msgspec.MsgspecError as error:
+            raise Unreachable(f"what answers for the API server sends no event: {error}") from error
+        item = self._decoded(event.object)
+        if item is not None and event.type in ("ADDED", "MODIFIED", "DELETED"):
+            self._sink.change(event.type, item)  # type: ignore[arg-type]  # mypy doesn't narrow by `in`
+            self.version = item.metadata.resource_version
+
+    def _decoded(self, item: Any) -> T | None:
+        try:
+            return self._decoder.decode(item)
+        except msgspec.MsgspecError as error:
+            self._tell(f"{self.resource}: an object that can't be read is left out: {error}")
+            return None
+
+    def _failed(self, message: str) -> None:
+        if self.stale_since is None:
+            self.stale_since = self._now()
+            self._on_stale()
+        self._tell(message)
+
+    def _current(self) -> None:
+        self._told = ""
+        if self.stale_since is not None:
+            self.stale_since = None
+            self._on_stale()
+
+    def _tell(self, message: str) -> None:
+        if message != self._told:
+            self._told = message
+            self._on_error(message)
