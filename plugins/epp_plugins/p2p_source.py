@@ -5,12 +5,14 @@ What it does
     `x-kv-cache-source-host-port` names that one, so that the engine fetches the blocks in place of computing them. The
     computing endpoint is the prefill profile's pick if that profile ran, else the destination.
 
-    The source is one of the endpoints that have cached as much as the best of all, give or take a block of 64 tokens,
-    at random by weights 1 / (1 + waiting requests): the same one each time for one request id. It is named if it is
-    another endpoint and has at least `minCachedTokenDelta` tokens more.
+    The source is one of the endpoints that have cached as much as the best of all, give or take a block, at random by
+    weights 1 / (1 + waiting requests): the same one each time for one request id. It is named if it is another endpoint
+    and has at least `minCachedTokenDelta` tokens more. A block is as long as the endpoint's engine says, or 64 tokens
+    where it doesn't.
 
 Reads
     - `matched_tokens` of the producer that `prefixMatchInfoProducerName` names.
+    - `cache_block_size`.
     - `waiting`. Endpoints that don't report it are chosen only where none does.
 
 Writes
@@ -43,11 +45,20 @@ import numpy as np
 from pydantic import Field
 
 import epp.plugin
-from epp.plugin import APPROX_PREFIX_PRODUCER, WAITING, Candidates, Decision, Floats, Request, matched_tokens
+from epp.plugin import (
+    APPROX_PREFIX_PRODUCER,
+    CACHE_BLOCK_SIZE,
+    WAITING,
+    Candidates,
+    Decision,
+    Floats,
+    Request,
+    matched_tokens,
+)
 
 HEADER: Final = "x-kv-cache-source-host-port"
-BLOCK: Final = 64
-"""Tokens: the smallest block of the approximate index."""
+BLOCK: Final = 64.0
+"""Tokens, where the engine doesn't say: the smallest block of the approximate index."""
 
 
 class P2pParameters(epp.plugin.Parameters):
@@ -80,7 +91,8 @@ class P2pSourceProducer:
         best = matched.max()
         if best <= 0:
             return
-        near = np.flatnonzero(matched >= best - BLOCK)
+        block = c[CACHE_BLOCK_SIZE]
+        near = np.flatnonzero(matched >= best - np.where(block > 0, block, BLOCK))
         source = int(near[_chosen(request.id, _weights(c[WAITING][near]))])
         computing = (decision.picks.get(self._prefill) or decision.primary).slots[0]
         has = matched[int(np.argmax(c.slots == computing))]

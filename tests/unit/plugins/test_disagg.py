@@ -403,9 +403,13 @@ def test_header_of_no_profile(headers):
 # --- sources of KV blocks
 
 
-def source(matched, waiting, request_id="r", chosen=0, delta=1, prefill=None):
+def source(matched, waiting, request_id="r", chosen=0, delta=1, prefill=None, block=nan):
     plugin = P2pSourceProducer(P2pSourceProducer.Parameters.model_validate({"minCachedTokenDelta": delta}))
-    c = candidates(waiting=waiting, columns={MATCHED: np.array(matched, dtype=float)})
+    c = candidates(
+        waiting=waiting,
+        cache_block_size=np.broadcast_to(block, len(matched)),
+        columns={MATCHED: np.array(matched, dtype=float)},
+    )
     found = decided(c, chosen, others={} if prefill is None else {"prefill": prefill})
     sent = request("hi")
     sent = type(sent)(request_id, sent.path, sent.headers, sent.body)
@@ -443,3 +447,19 @@ def test_source_is_random_and_steady():
     assert found == [source([0, 640, 576, 575], [0, 0, 2, 0], request_id) for request_id in ids]
     assert set(found) == {"10.0.0.2:8000", "10.0.0.3:8000"}
     assert found.count("10.0.0.2:8000") == pytest.approx(450, abs=60)  # 3 : 1
+
+
+@pytest.mark.parametrize(
+    ("block", "near"),
+    [
+        pytest.param(nan, {2, 3}, id="unknown: 64"),
+        pytest.param(0.0, {2, 3}, id="nonsense: 64"),
+        pytest.param(16.0, {2}, id="16"),
+        pytest.param(128.0, {2, 3, 4}, id="128"),
+        pytest.param([nan, 16.0, 16.0, 128.0], {2, 4}, id="each its own"),
+    ],
+)
+def test_sources_within_a_block_of_the_engine(block, near):
+    """Another endpoint may have a block less than the best: of its own engine's length."""
+    found = {source([0, 640, 576, 512], [0, 0, 0, 0], f"request-{number}", block=block) for number in range(60)}
+    assert found == {f"10.0.0.{number}:8000" for number in near}
