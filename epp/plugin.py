@@ -541,6 +541,7 @@ class Router:
         sources: where endpoints and metrics come from.
         warnings: what the loader wants the operator to know.
         origin: where the configuration came from, for the start log.
+        shadow: what decides beside this one, without effect; None for none.
     """
 
     profiles: Mapping[str, Profile]
@@ -555,6 +556,7 @@ class Router:
     sources: Sources = field(default_factory=Sources)
     warnings: tuple[str, ...] = ()
     origin: str = ""
+    shadow: "Router | None" = None
 
 
 def plugins_of(router: Router) -> tuple[Plugged, ...]:
@@ -563,6 +565,8 @@ def plugins_of(router: Router) -> tuple[Plugged, ...]:
     found += [*router.screeners, *router.admitters, *router.header_readers]
     for profile in router.profiles.values():
         found += [*profile.filters, *(plugged for plugged, _ in profile.scorers), profile.picker]
+    if router.shadow is not None:
+        found += plugins_of(router.shadow)
     return tuple({plugged.name: plugged for plugged in found}.values())
 
 

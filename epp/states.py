@@ -44,6 +44,18 @@ class States:
         self._before = {}
 
 
+class Apart(States):
+    """A part of other states under a name: what is kept here, others who ask for the same key don't get."""
+
+    def __init__(self, whole: States, name: str) -> None:
+        super().__init__()
+        self._whole, self._name = whole, name
+
+    def get(self, key: Hashable, factory: Callable[[], T]) -> T:
+        """See `States.get`."""
+        return self._whole.get((self._name, key), factory)
+
+
 def _outdated(state: Any) -> bool:
     """Whether the state's class is an earlier version of one in a file that has been read again."""
     cls = type(state)

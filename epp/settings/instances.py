@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
+from random import Random
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,7 @@ from epp.settings.decode import decode, explain
 from epp.settings.models import PluginSpec
 from epp.settings.problems import Path, Report, listed, nearest, place, suggestion
 from epp.settings.registry import METHODS, PluginClass, Registry, is_file
+from epp.states import Apart
 
 _HOOKED = {"profile handler", "producer", "fetcher", "observer", "screener", "admitter", "header reader", "tokenizer"}
 """Kinds that work without being referred to."""
@@ -34,6 +36,7 @@ class Instance:
         parameters: with their defaults; None for a class without.
         raw: the parameters as they were written.
         path: where it stands; () for an injected one.
+        label: stands before its name in the router, and so in metrics and explanations.
     """
 
     name: str
@@ -43,10 +46,11 @@ class Instance:
     parameters: BaseModel | None = None
     raw: dict[str, Any] = field(default_factory=dict)
     path: Path = ()
+    label: str = ""
     _plugged: Plugged = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_plugged", Plugged(self.name, self.type, self.plugin))
+        object.__setattr__(self, "_plugged", Plugged(self.label + self.name, self.type, self.plugin))
 
     def is_a(self, kind: str) -> bool:
         """Whether the plugin is of that kind."""
@@ -100,10 +104,31 @@ class Instances:
         self.asked_for: dict[str, Instance] = {}
         self._entries: list[_Entry] = []
         self._named: dict[str, _Entry] = {}
+        self._reserve: dict[str, _Entry] = {}  # made when they are asked for
         self._registry = registry
         self._folder = folder
         self._context = context
         self._report = report
+        self._label = ""
+
+    def beside(self, label: str) -> "Instances":
+        """Another set of instances, made as they are asked for by name, of the same entries as these.
+
+        They are kept apart: they share no state, no randomness and no counters with these.
+
+        Args:
+            label: stands before their names in the router.
+        """
+
+        def context(name: str) -> Context:
+            own = self._context(name)
+            states = Apart(own.states, label)
+            return Context(name, own.now, Random(own.random.getrandbits(64)), own.pool, states=states)
+
+        other = Instances(self._registry, self._folder, context, self._report)
+        other._reserve = {name: _Entry(entry.spec, entry.path) for name, entry in self._named.items()}
+        other._label = label
+        return other
 
     def configure(self, specs: Sequence[tuple[PluginSpec, Path]]) -> None:
         """Makes the entries of `plugins`, with their places; what is wrong with one goes to the report.
@@ -113,6 +138,7 @@ class Instances:
         self._entries = [_Entry(spec, path) for spec, path in specs]
         for entry in self._entries:
             self._named.setdefault(self._name(entry.spec), entry)
+        self._reserve = {name: entry for name, entry in self._reserve.items() if name not in self._named}
         for entry in self._entries:
             if entry.state == "":
                 self._complete(entry)
@@ -148,6 +174,7 @@ class Instances:
         Raises:
             UnknownPlugin: there is none, or it waits for the one that asks.
         """
+        self._take(name)
         entry = self._named.get(name)
         if entry is not None and entry.state == "making":
             raise UnknownPlugin(f'"{name}" asks for this plugin itself: they can\'t both be first', name)
@@ -170,13 +197,14 @@ class Instances:
             name: of an instance or a type.
             path: of what needs it, for the report when it can't be had; the result is None then.
         """
+        self._take(name)
         if name not in self.by_name and name not in self.broken:
             self._enter(name, self._make(PluginSpec(type=name), path, path, ()))
         return self.by_name.get(name)
 
     def known(self, name: str) -> bool:
         """Whether an instance or a registered type has that name."""
-        return name in self.by_name or name in self.broken or name in self._registry
+        return name in self.by_name or name in self.broken or name in self._registry or name in self._reserve
 
     def kinds_of(self, type_name: str) -> tuple[str, ...]:
         """What a registered type is, without an instance of it; () for one that isn't registered."""
@@ -190,17 +218,31 @@ class Instances:
 
     def refer(self, name: str, path: Path) -> Instance | None:
         """What a reference means; an undefined one goes to the report, a broken one is there already."""
+        self._take(name)
         found = self.by_name.get(name)
         if found is None and name not in self.broken:
-            hint = suggestion(name, self.by_name)
-            self._report.error(path, f'no plugin is called "{name}"; there are: {listed(self.by_name)}{hint}')
+            known = [*self.by_name, *self._reserve]
+            self._report.error(
+                path, f'no plugin is called "{name}"; there are: {listed(known)}{suggestion(name, known)}'
+            )
         return found
+
+    def _take(self, name: str) -> None:
+        entry = self._reserve.pop(name, None)
+        if entry is not None and name not in self.broken:
+            self._named[name] = entry
+            self._complete(entry)
+            self._enter_entry(entry)
 
     def of(self, kind: str) -> list[Instance]:
         """The instances of a kind, in file order."""
         return [instance for instance in self.by_name.values() if instance.is_a(kind)]
 
     def _make(self, spec: PluginSpec, type_path: Path, below: Path, path: Path) -> Instance | None:
+        made = self._made(spec, type_path, below, path)
+        return replace(made, label=self._label) if made is not None and self._label else made
+
+    def _made(self, spec: PluginSpec, type_path: Path, below: Path, path: Path) -> Instance | None:
         type_name = self._current_type(spec.type, type_path)
         if type_name in NO_EFFECT_YET and type_name not in self._registry:
             self._report.warning(path, f'"{type_name}" is accepted, has no effect yet')

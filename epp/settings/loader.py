@@ -23,6 +23,7 @@ from epp.settings.problems import InvalidConfig, Path, Problem, Report, listed, 
 from epp.settings.profiles import resolve_handler, resolve_profiles
 from epp.settings.registry import Registry
 from epp.settings.sections import check_feature_gates, check_flow_control
+from epp.settings.shadow import resolve_shadow
 
 DEFAULT_PARSERS = ("openai-parser", "anthropic-parser", "vllmhttp-parser", "passthrough-parser")
 """llm-d's list; those that are not registered are left out."""
@@ -40,11 +41,13 @@ class Resolved:
         value: the file as it was read.
         instances: every plugin, the injected ones too, by name.
         router: what they make together.
+        beside: the shadow's plugins, by name.
     """
 
     value: Mapping[str, Any]
     instances: dict[str, Instance]
     router: Router
+    beside: dict[str, Instance]
 
 
 def load(text: str, origin: str | FilePath, registry: Registry, context: Callable[[str], Context]) -> Router:
@@ -75,10 +78,12 @@ def prepare(text: str, origin: str | FilePath, registry: Registry) -> Document:
         InvalidConfig: the text is no YAML mapping. What else is wrong, `build` tells.
     """
     document = read(text, str(origin))
-    entries = document.value.get("plugins")
-    for entry in entries if isinstance(entries, list) else ():
-        with suppress(ConfigError, KeyError, TypeError):
-            registry.find(entry["type"], _folder(origin))
+    shadow = document.value.get("shadow")
+    for section in (document.value, shadow if isinstance(shadow, dict) else {}):
+        entries = section.get("plugins")
+        for entry in entries if isinstance(entries, list) else ():
+            with suppress(ConfigError, KeyError, TypeError):
+                registry.find(entry["type"], _folder(origin))
     return document
 
 
@@ -128,13 +133,18 @@ def _resolve(config: EndpointPickerConfig, instances: Instances, document: Docum
     for name in DEFAULT_SCREENERS:
         if instances.known(name) and not any(instance.type == name for instance in instances.by_name.values()):
             instances.inject(name, ())
-    profiles, members = resolve_profiles(config, instances, report)
+    profiles, members = resolve_profiles(config.scheduling_profiles, instances, report)
     handler = resolve_handler(tuple(profiles), instances, report)
     parsers = _parsers(config, instances, report)
     asked_for = instances.asked_for.values()
     hooked = [i for i in instances.by_name.values() if i.hooked or i in members or i in asked_for]
     fetchers, producers = resolve_producers(instances, hooked, report)
-    _warn_of_unused(instances, {*members, *parsers, *asked_for, *taken}, report)
+    shadow, beside = None, dict[str, Instance]()
+    if config.shadow is not None:
+        shadow, others = resolve_shadow(config.shadow, instances, tuple(profiles), report)
+        beside = others.by_name
+    referred = [instance for instance in instances.by_name.values() if instance.name in beside]
+    _warn_of_unused(instances, {*members, *parsers, *asked_for, *taken, *referred}, report)
     if handler is None or report.errors:
         return None
     router = Router(
@@ -150,8 +160,9 @@ def _resolve(config: EndpointPickerConfig, instances: Instances, document: Docum
         sources=sources,
         warnings=tuple(str(_problem(document, *warning)) for warning in report.warnings),
         origin=document.origin,
+        shadow=shadow,
     )
-    return Resolved(document.value, instances.by_name, router)
+    return Resolved(document.value, instances.by_name, router, beside)
 
 
 def _parsers(config: EndpointPickerConfig, instances: Instances, report: Report) -> list[Instance]:

@@ -31,9 +31,9 @@ _CHARACTERS_PER_TOKEN = 4
 _SMALLEST_BLOCK = 64
 
 
-def migrated(specs: Sequence[PluginSpec], report: Report) -> list[Entry]:
-    """The entries with their places; what is added has the place of the entry that asks for it."""
-    entries: list[Entry] = [(spec, ("plugins", index)) for index, spec in enumerate(specs)]
+def migrated(specs: Sequence[PluginSpec], report: Report, at: Path = ()) -> list[Entry]:
+    """The entries with their places, below `at`; what is added has the place of the entry that asks for it."""
+    entries: list[Entry] = [(spec, (*at, "plugins", index)) for index, spec in enumerate(specs)]
     entries = _without_precise_scorers(entries, report)
     return _with_moved_parameters(entries, report)
 

@@ -115,6 +115,16 @@ class FlowControl(Section):
     enable_eviction: bool = False
 
 
+class Shadow(Section):
+    """`shadow` (ours): profiles that decide beside the others without effect.
+
+    They may refer to the file's `plugins`, of which the shadow has instances of its own; `plugins` are its alone.
+    """
+
+    plugins: tuple[PluginSpec, ...] = ()
+    scheduling_profiles: tuple[ProfileSpec, ...]
+
+
 class EndpointPickerConfig(Section):
     """The whole file."""
 
@@ -128,3 +138,4 @@ class EndpointPickerConfig(Section):
     data_layer: DataLayer | None = None
     flow_control: FlowControl | None = None
     saturation_detector: PluginRef | None = None
+    shadow: Shadow | None = None

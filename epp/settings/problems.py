@@ -65,7 +65,8 @@ class Report:
 
     def warning(self, path: Path, message: str) -> None:
         """Something that the operator should know."""
-        self.warnings.append((path, message))
+        if (path, message) not in self.warnings:
+            self.warnings.append((path, message))
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

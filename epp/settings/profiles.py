@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from epp.plugin import Profile
 from epp.settings.instances import Instance, Instances
-from epp.settings.models import EndpointPickerConfig, ProfilePlugin, ProfileSpec
+from epp.settings.models import ProfilePlugin, ProfileSpec
 from epp.settings.problems import Path, Report, listed
 
 DEFAULT_PICKER = "max-score-picker"
@@ -14,13 +14,13 @@ _ROLES = ("filter", "scorer", "picker")
 
 
 def resolve_profiles(
-    config: EndpointPickerConfig, instances: Instances, report: Report
+    specs: Sequence[ProfileSpec], instances: Instances, report: Report, at: Path = ()
 ) -> tuple[dict[str, Profile], set[Instance]]:
-    """The profiles by name, and the instances that are in one."""
+    """The profiles by name, and the instances that are in one; `at` is the section that `schedulingProfiles` is in."""
     profiles: dict[str, Profile] = {}
     used: set[Instance] = set()
-    for index, spec in enumerate(config.scheduling_profiles or [_default(instances)]):
-        path: Path = ("schedulingProfiles", index) if config.scheduling_profiles else ()
+    for index, spec in enumerate(specs or [_default(instances)]):
+        path: Path = (*at, "schedulingProfiles", index) if specs else ()
         if spec.name in profiles:
             report.error((*path, "name"), f'a profile "{spec.name}" stands above already; names are unique')
         profile, members = _profile(spec, path, instances, report)
@@ -29,14 +29,14 @@ def resolve_profiles(
     return profiles, used
 
 
-def resolve_handler(profiles: Sequence[str], instances: Instances, report: Report) -> Instance | None:
-    """The one profile handler, told the names of the profiles."""
+def resolve_handler(profiles: Sequence[str], instances: Instances, report: Report, at: Path = ()) -> Instance | None:
+    """The one profile handler, told the names of the profiles; `at` is the section that `plugins` is in."""
     found = instances.of("profile handler")
     if not found and len(profiles) == 1:
         found = [handler for handler in [instances.inject(DEFAULT_HANDLER, ())] if handler]
     if len(found) != 1:
         if found or not instances.broken:  # a broken plugin may have been the handler
-            report.error(("plugins",), _not_one_handler(found, profiles))
+            report.error((*at, "plugins"), _not_one_handler(found, profiles))
         return None
     bind = getattr(found[0].plugin, "bind", None)
     if callable(bind):

@@ -9,6 +9,7 @@ from epp.settings.instances import Instance
 from epp.settings.loader import Resolved
 from epp.settings.models import API_VERSION, KIND
 from epp.settings.sections import RETIRED_GATES, gate_name
+from epp.settings.shadow import LABEL
 
 
 def effective(resolved: Resolved) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def effective(resolved: Resolved) -> dict[str, Any]:
         "requestHandler": {"parsers": [{"pluginRef": parser.name} for parser in resolved.router.parsers]},
         "dataLayer": written.get("dataLayer"),
         "flowControl": flow,
+        "shadow": _shadow(resolved),
     }
     return {"apiVersion": API_VERSION, "kind": KIND, **{key: value for key, value in sections.items() if value}}
 
@@ -31,6 +33,14 @@ def effective(resolved: Resolved) -> dict[str, Any]:
 def to_yaml(resolved: Resolved) -> str:
     """The same as YAML."""
     return yaml.safe_dump(effective(resolved), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _shadow(resolved: Resolved) -> dict[str, Any]:
+    router = resolved.router.shadow
+    if router is None:
+        return {}
+    profiles = [_profile(profile, LABEL) for profile in router.profiles.values()]
+    return {"plugins": [_plugin(each) for each in resolved.beside.values()], "schedulingProfiles": profiles}
 
 
 def _plugin(instance: Instance) -> dict[str, Any]:
@@ -43,11 +53,13 @@ def _plugin(instance: Instance) -> dict[str, Any]:
     return {**shown, "parameters": parameters} if parameters else shown
 
 
-def _profile(profile: Profile) -> dict[str, Any]:
-    weights = [(plugged.name, weight) for plugged, weight in profile.scorers]
+def _profile(profile: Profile, label: str = "") -> dict[str, Any]:
+    weights = [(plugged.name.removeprefix(label), weight) for plugged, weight in profile.scorers]
     scorers = {name for name, _ in weights}
-    filters = [{"pluginRef": plugged.name} for plugged in profile.filters if plugged.name not in scorers]
+    filters = [plugged.name.removeprefix(label) for plugged in profile.filters]
     scored = [{"pluginRef": name, "weight": weight} for name, weight in weights]
-    members: list[dict[str, Any]] = [*filters, *scored, {"pluginRef": profile.picker.name}]
+    picker = profile.picker.name.removeprefix(label)
+    kept = [{"pluginRef": name} for name in filters if name not in scorers]
+    members: list[dict[str, Any]] = [*kept, *scored, {"pluginRef": picker}]
     # A plugin with several parts in the profile is listed once.
-    return {"name": profile.name, "plugins": members[: len(members) - (profile.picker.name in scorers)]}
+    return {"name": profile.name, "plugins": members[: len(members) - (picker in scorers)]}
