@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from pathlib import Path
 from typing import Any, get_args
 
 from epp.envoy.bootstrap import bootstrap, to_yaml
@@ -31,14 +32,26 @@ _MODES: dict[str, Any] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the YAML; returns 0, or 2 for arguments that can't be used."""
+    """Prints the YAML; returns 0, 1 if it can't be written, or 2 for arguments that can't be used."""
     given = vars(_parser().parse_args(arguments))
+    output = given.pop("output")
     try:
         options = EnvoyOptions(**_decoded(given))
     except ConfigError as error:
         print(f"epp envoy: --{error}", file=sys.stderr)
         return 2
-    print(f"# Made by: epp envoy {shlex.join(arguments)}\n{to_yaml(bootstrap(options))}", end="")
+    return _write(f"# Made by: epp envoy {shlex.join(arguments)}\n{to_yaml(bootstrap(options))}", output)
+
+
+def _write(text: str, output: str) -> int:
+    if not output:
+        print(text, end="")
+        return 0
+    try:
+        Path(output).write_text(text, "utf-8")
+    except OSError as error:
+        print(f"epp envoy: --output {output}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -60,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--engine-protocol", choices=get_args(EngineProtocol), default="http1", help="(%(default)s)")
     add("--retry-on", default=_default("retry_on"), metavar="LIST", help="Envoy's conditions (%(default)s)")
     add("--access-log", choices=get_args(AccessLog), default="errors", help="on stdout (%(default)s)")
+    add("--output", default="", metavar="FILE", help="where to write it (standard output)")
     for name, values in _MODES.items():
         add(_flag(name), choices=get_args(values), help="replaces the mode's own")
     return parser

@@ -109,6 +109,15 @@ def test_the_checked_in_bootstraps_are_what_their_command_prints(mode: str, caps
     assert printed(command, capsys) == text
 
 
+def test_a_file_is_written_where_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An init container has no shell; a file that can't be written is an error."""
+    file = tmp_path / "envoy.yaml"
+    assert printed(f"--mode original-dst --output {file}", capsys) == ""
+    assert yaml.safe_load(file.read_text())["static_resources"]["clusters"]
+    assert main(["--mode", "original-dst", "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"epp envoy: --output {tmp_path}: Is a directory\n"
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("mode", MODES)
 def test_the_real_envoy_takes_the_checked_in_bootstraps(mode: str) -> None:
