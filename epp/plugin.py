@@ -24,6 +24,8 @@ What the loader reads off a class beside its methods, all of it optional:
   the instance. Producers run in the order that these imply; a column that nobody gives is an error at load, or brings
   in the producer of that name.
 - `load_based`: see `Filter.keep`.
+- `mandatory = True`: for what says who *can* serve a request, such as a filter by role. It is never left out for the
+  time it takes, and where it fails as a filter or screener the request is refused, since nobody else can say that.
 - `stability = "alpha"`: loads with a warning. `deprecated = "write ... instead"`: loads with that warning.
 - `loads_only = "has no ... yet"`: loads with that warning. `kind = "fairness policy"`: what a class without any of the
   methods is. `remarks`: an instance's warnings about its own parameters.

@@ -44,13 +44,17 @@ class Budget:
 
 
 class Meter:
-    """What is known of one plugin at one extension point; `row` counts its latest overruns in a row."""
+    """What is known of one plugin at one extension point; `row` counts its latest overruns in a row.
 
-    __slots__ = ("bypassed_until", "durations", "limit", "row")
+    `mandatory` is set for one whose overruns are counted and that is called all the same.
+    """
 
-    def __init__(self, durations: Buckets, limit: float) -> None:
+    __slots__ = ("bypassed_until", "durations", "limit", "mandatory", "row")
+
+    def __init__(self, durations: Buckets, limit: float, *, mandatory: bool) -> None:
         self.durations = durations
         self.limit = limit
+        self.mandatory = mandatory
         self.row = 0
         self.bypassed_until = 0.0
 
@@ -133,7 +137,8 @@ class TimingGuard:
         meter = self._meters.get((point, plugged))
         if meter is None:
             limit = inf if self._budget is None or point in UNLIMITED else self._budget.seconds
-            meter = Meter(self._durations.buckets(point, plugged.type, plugged.name), limit)
+            mandatory = bool(getattr(plugged.plugin, "mandatory", False))
+            meter = Meter(self._durations.buckets(point, plugged.type, plugged.name), limit, mandatory=mandatory)
             self._meters[point, plugged] = meter
         return meter
 
@@ -151,11 +156,15 @@ class TimingGuard:
         count = budget.overruns.value(point, plugged.type, plugged.name)
         count.inc()
         meter.row += 1
-        if meter.row >= budget.in_a_row:
-            meter.bypassed_until = self._now() + budget.pause
-            if count.value <= QUIET_AFTER * budget.in_a_row:
-                message = "plugin %s (%s) is left out for %g s: it took %.1f ms, and its budget is %.1f ms"
-                log.warning(message, plugged.name, point, budget.pause, took * 1e3, budget.seconds * 1e3)
+        if meter.row < budget.in_a_row:
+            return
+        if meter.mandatory:
+            meter.row, done = 0, "is mandatory, and not left out"
+        else:
+            meter.bypassed_until, done = self._now() + budget.pause, f"is left out for {budget.pause:g} s"
+        if count.value <= QUIET_AFTER * budget.in_a_row:
+            message = "plugin %s (%s) %s: it took %.1f ms, and its budget is %.1f ms"
+            log.warning(message, plugged.name, point, done, took * 1e3, budget.seconds * 1e3)
 
     def _count(self, point: str, plugged: Plugged, fault: str, detail: str, error: BaseException | None) -> None:
         count = self._faults.value(point, plugged.type, plugged.name, fault)

@@ -26,6 +26,8 @@ def run_profile(profile: Profile, request: Request, candidates: Candidates, peer
         mask = _mask(guard, plugged, request, stage.candidates)
         if mask is None:
             stage.failed.add(plugged.name)
+            if getattr(plugged.plugin, "mandatory", False):
+                stage.candidates = stage.candidates.narrow(np.zeros(len(stage.candidates), dtype=bool))
         elif not all_true(mask):
             stage.candidates = stage.candidates.narrow(mask)
         stage.kept.append((plugged, stage.candidates))

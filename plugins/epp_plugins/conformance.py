@@ -47,6 +47,8 @@ SERVED: Final = "x-conformance-test-served-endpoint"
 class HeaderBasedTestingFilter:
     """Keeps the endpoints that a header names; for conformance tests of gateways."""
 
+    mandatory = True
+
     def keep(self, request: Request, c: Candidates) -> Mask:
         """Who is named, shape (n,)."""
         named = {part.strip() for part in request.headers.get(SELECTION, "").split(",")}

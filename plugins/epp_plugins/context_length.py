@@ -79,6 +79,8 @@ def tokens_of(request: Request) -> int:
 class ContextLengthAware:
     """Prefers endpoints whose label says that they are for prompts of this length, or keeps only those."""
 
+    mandatory = True
+
     class Parameters(epp.plugin.Parameters):
         """See the module's manual."""
 

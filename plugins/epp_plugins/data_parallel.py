@@ -50,6 +50,8 @@ class DataParallelParameters(epp.plugin.Parameters):
 class DataParallelProfileHandler:
     """Sends requests to the primary port of the picked rank's pod, with the rank in a header."""
 
+    mandatory = True
+
     Parameters = DataParallelParameters
 
     def __init__(self, parameters: DataParallelParameters) -> None:

@@ -154,6 +154,8 @@ class DisaggParameters(epp.plugin.Parameters):
 class DisaggProfileHandler:
     """Runs the profiles for decoding, prefill and encoding as deciders say."""
 
+    mandatory = True
+
     Parameters = DisaggParameters
 
     def __init__(self, parameters: DisaggParameters, context: Context) -> None:

@@ -52,6 +52,8 @@ class HeadersParameters(epp.plugin.Parameters):
 class DisaggHeadersHandler:
     """Sets the headers that name where a request is prefilled and encoded."""
 
+    mandatory = True
+
     Parameters = HeadersParameters
     deprecated = 'leave it out, "disagg-profile-handler" sets the headers itself'
 

@@ -129,6 +129,8 @@ def _over_slots(selected: Callable[[Labels], bool]) -> Callable[[Pool], Mask]:
 class LabelSelectorFilter:
     """Keeps the endpoints whose labels match a Kubernetes label selector."""
 
+    mandatory = True
+
     class Parameters(epp.plugin.Parameters):
         """A `LabelSelector`; see the module's manual."""
 
@@ -150,6 +152,8 @@ class LabelSelectorFilter:
 
 class ByLabel:
     """Keeps the endpoints that have one of a label's values, or not the label."""
+
+    mandatory = True
 
     deprecated = 'write "label-selector-filter"'
 

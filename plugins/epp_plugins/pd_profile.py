@@ -94,6 +94,8 @@ class PdParameters(epp.plugin.Parameters):
 class PdProfileHandler:
     """Runs the profiles for decoding and, where it pays, for prefill."""
 
+    mandatory = True
+
     Parameters = PdParameters
     deprecated = 'write "disagg-profile-handler"'
 

@@ -64,6 +64,8 @@ _ENCODES = _having(frozenset({"encode", "encode-prefill", "encode-prefill-decode
 class DecodeFilter:
     """Keeps the endpoints that can decode, those without a role among them."""
 
+    mandatory = True
+
     def keep(self, request: Request, c: Candidates) -> Mask:
         """Who can decode, shape (n,)."""
         return c.derived(_DECODES)
@@ -72,6 +74,8 @@ class DecodeFilter:
 class PrefillFilter:
     """Keeps the endpoints that can prefill for others."""
 
+    mandatory = True
+
     def keep(self, request: Request, c: Candidates) -> Mask:
         """Who can prefill, shape (n,)."""
         return c.derived(_PREFILLS)
@@ -79,6 +83,8 @@ class PrefillFilter:
 
 class EncodeFilter:
     """Keeps the endpoints that can encode pictures and other media for others."""
+
+    mandatory = True
 
     def keep(self, request: Request, c: Candidates) -> Mask:
         """Who can encode, shape (n,)."""

@@ -154,6 +154,8 @@ class Gating(epp.plugin.Parameters):
 class DisaggregatedSetRolloutScreener:
     """Keeps the stages of a request within one revision while a new one rolls out."""
 
+    mandatory = True
+
     stability = "alpha"
 
     class Parameters(epp.plugin.Parameters):

@@ -35,6 +35,8 @@ from epp.plugin import REPORTED, SERVED_MODELS, Candidates, Mask, Request
 class ServedModelFilter:
     """Keeps the endpoints that serve the request's model."""
 
+    mandatory = True
+
     class Parameters(plugin.Parameters):
         """See the manual."""
 

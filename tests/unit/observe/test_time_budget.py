@@ -10,6 +10,11 @@ from epp.observe.table import PLUGIN, SCHEDULING
 from epp.plugin import Plugged
 from epp.testing import FakeClock
 
+
+class Mandatory:
+    mandatory = True
+
+
 LIMIT = 0.005
 PLUGGED = Plugged("mine", "my-type", None)
 
@@ -87,6 +92,17 @@ def test_unlimited(seconds, point):
     setup = Setup(seconds=seconds)
     assert [setup.call(1.0, point) for _ in range(9)] == [True] * 9
     assert setup.counted(point) == (0, 0)
+
+
+def test_mandatory(caplog):
+    """One that says who can serve a request is called however long it takes; what it takes is counted and told."""
+    setup, plugged = Setup(), Plugged("mine", "my-type", Mandatory())
+    assert [setup.call(0.02, "Filter", plugged) for _ in range(7)] == [True] * 7
+    assert setup.counted("Filter") == (7, 0)
+    told = [record.message for record in caplog.records]
+    assert (
+        told == ["plugin mine (Filter) is mandatory, and not left out: it took 20.0 ms, and its budget is 5.0 ms"] * 2
+    )
 
 
 def test_each_for_itself():

@@ -81,6 +81,29 @@ def test_screened_out():
     assert caught.value.reason == "rejected-no-endpoints"
 
 
+@pytest.mark.parametrize("mask", [None, [True], [1.0, 0.0]], ids=["raises", "shape", "type"])
+def test_a_mandatory_screener_that_fails(mask):
+    """Nobody else can say who may serve the request; what it would say of a mask of its own is not asked."""
+    failing = Screen(mask)
+    failing.mandatory, failing.refusal = True, lambda request, c: "not there"
+    with pytest.raises(ServiceUnavailable, match="the screener 'plugin-0' has failed") as caught:
+        screen(router([failing, Screen([True, True])]), request(), candidates(count=2), Guard())
+    assert caught.value.reason == "rejected-no-endpoints"
+
+
+def test_a_screener_without_an_answer():
+    """None lets everybody through, mandatory or not."""
+
+    class Silent:
+        mandatory = True
+
+        def screen(self, request, c):
+            return None
+
+    c = candidates(count=2)
+    assert screen(router([Silent()]), request(), c, Guard()) is c
+
+
 def test_admit():
     """The first reason counts; without one the request goes on."""
     admit(router(admitters=[Deny(None)]), request(), candidates(count=1), Guard())

@@ -62,6 +62,29 @@ def test_filters(kept, picked, left):
     assert (stage.emptied_by.name if stage.emptied_by else None) == ("filter-1" if picked is None else None)
 
 
+class Failing:
+    """A filter that fails as it is told to."""
+
+    def __init__(self, says, *, mandatory):
+        self._says, self.mandatory = says, mandatory
+
+    def keep(self, request, c):
+        if self._says == "raises":
+            raise ZeroDivisionError
+        return self._says
+
+
+@pytest.mark.parametrize("says", ["raises", np.ones(5, dtype=bool), np.ones(2)], ids=["raises", "shape", "type"])
+@pytest.mark.parametrize("mandatory", [False, True])
+def test_a_filter_that_fails(says, mandatory):
+    """It keeps everybody; nobody, where only it can say who can serve the request."""
+    failing = Failing(says, mandatory=mandatory)
+    stage = run_profile(profile(filters=[failing]), request(), candidates(count=2), None, Noting())
+    assert stage.failed == {"filter-0"}
+    assert len(stage.candidates) == (0 if mandatory else 2)
+    assert (stage.emptied_by.plugin if stage.emptied_by else None) is (failing if mandatory else None)
+
+
 class Picking:
     def __init__(self, says):
         self._says = says
