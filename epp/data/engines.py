@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from epp.data.exposition import Sample
 from epp.errors import ConfigError
+from epp.formats.exposition import Sample
 from epp.keys import (
     CACHE_BLOCK_SIZE,
     CACHE_BLOCKS,

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from epp.data.engines import ENGINES, START_TIME, Combine, EngineSpec, Reading, engine_of
-from epp.data.exposition import Exposition, Sample
 from epp.errors import ConfigError
+from epp.formats.exposition import Exposition, Sample
 from epp.keys import ACTIVE_LORAS, MAX_LORAS, WAITING_LORAS, Key
 from epp.sources import ENGINE_LABELS
 

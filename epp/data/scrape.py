@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from epp.data.client import MetricsClient, ScrapeError, ScrapeOptions
-from epp.data.exposition import ExpositionError
 from epp.data.health import Health, OnChange
 from epp.data.report import Marks, Reader, Report, restarted
+from epp.formats.exposition import ExpositionError
 from epp.keys import ACTIVE_MODELS, WAITING_MODELS
 from epp.pool import Endpoint, Pool
 

@@ -7,11 +7,11 @@ milliseconds, and there are hundreds of thousands of scrapes in a replay.
 from collections.abc import Callable, Iterable
 from operator import attrgetter
 
-from epp.data.exposition import Sample
 from epp.data.report import Found
 from epp.engine.metrics import EngineMetrics, Gauges
 from epp.engine.model import ModelConfig
 from epp.engine.virtual import VirtualEngine
+from epp.formats.exposition import Sample
 
 Value = Callable[[EngineMetrics, Gauges], float]
 

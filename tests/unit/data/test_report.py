@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from epp.data.engines import ENGINES, VLLM, EngineSpec, Selector, gauge, info
-from epp.data.exposition import Exposition, ExpositionError
 from epp.data.report import Reader, restarted
 from epp.errors import ConfigError
+from epp.formats.exposition import Exposition, ExpositionError
 from epp.keys import (
     ACTIVE_LORAS,
     CACHE_BLOCK_SIZE,

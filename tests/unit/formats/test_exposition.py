@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from epp.data.exposition import Exposition, ExpositionError
+from epp.formats.exposition import Exposition, ExpositionError
 
 NAMES = ("vllm:num_requests", "vllm:num_requests_waiting", "vllm:num_requests_waiting_by_reason", "up", "u")
 
