@@ -9,9 +9,10 @@ from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from epp.errors import RequestError
+from epp.errors import RequestError, ServiceUnavailable
 from epp.extproc.events import Answer, Arrival, Direct, ResponseBody, ResponseHeaders
 from epp.extproc.server import Ending
+from epp.extproc.session import DESTINATION_HEADER
 from epp.hooks import Hook
 from epp.keys import Key
 from epp.observe.decision_log import DecisionLog
@@ -25,6 +26,7 @@ from epp.pool import Endpoint, Leg
 from epp.rewriting import Rewriting
 from epp.schedule import Decision
 from epp.schedule.guard import Point
+from epp.shadow import compared, remember, shadow_decision, taken_elsewhere
 from epp.splice import Renamer
 
 if TYPE_CHECKING:
@@ -104,6 +106,7 @@ class Exchange:
         "_side_legs",
         "has_id",
         "hooks",
+        "pending",
         "record",
         "request",
         "rewriting",
@@ -115,6 +118,7 @@ class Exchange:
         self.record = Record("", pipeline.wall(), pipeline.now())
         self.request: Request | None = None
         self.rewriting: Rewriting | None = None
+        self.pending: Request | None = None  # for the shadow, until it has decided
         self.has_id = False
         self._encoded = False
         self._pipeline = pipeline
@@ -169,17 +173,57 @@ class Exchange:
         self.request = request.without_prompts()
         return request
 
-    def note_decision(self, decision: Decision, started: float) -> Decision:
+    def note_decision(self, request: Request, decision: Decision, started: float) -> Decision:
         """Notes what was decided, also where nobody was found."""
         self.record.decision = decision
         self.record.decided_in = self._pipeline.now() - started
+        if self.hooks.shadow is not None:
+            remember(self.hooks.shadow, decision.candidates)
+            self.pending = request
         return decision
+
+    def follow(self, request: Request, arrival: Arrival) -> Answer:
+        """Another picker has sent the request somewhere: notes that as what was decided, and ours beside it.
+
+        Raises:
+            ServiceUnavailable: that is none of our endpoints.
+        """
+        record, pool = self.record, self._pipeline.pool
+        record.observed = arrival.headers.get(DESTINATION_HEADER, "").partition(",")[0].strip()
+        record.ours, record.decision = record.decision, None
+        slot = pool.slot_at(record.observed)
+        if slot is None:
+            raise ServiceUnavailable(f"another picker has sent the request to {record.observed!r}, which isn't ours")
+        record.decision = taken_elsewhere(record.ours, pool, slot)
+        record.against_ours = compared(record.decision.primary, record.ours)
+        self.charge(record.decision, request)
+        self.tell_picked(request)
+        return Answer(record.observed)
+
+    def tell_picked(self, request: Request) -> None:
+        """Tells the observers of the decision, before the next one begins."""
+        decision = self.record.decision
+        for plugged, picked in self.hooks.picked:
+            self._pipeline.observe.guard.call("PreRequest", plugged, picked, request, decision, decision.candidates)
+
+    def answered(self) -> None:
+        """The answer has been handed over: time for the shadow."""
+        request, self.pending = self.pending, None
+        record, shadow, observe = self.record, self.hooks.shadow, self._pipeline.observe
+        if request is None or shadow is None or record.error is not None:
+            return
+        try:
+            record.shadow = shadow_decision(shadow, request, record.decision, observe.guard)
+            record.against_shadow = compared(record.decision.primary, record.shadow)
+        except Exception:
+            log.exception("the shadow of a request could not be told")
+        observe.note(observe.metrics.compared, "shadow", record.against_shadow)
 
     def charge(self, decision: Decision, request: Request) -> None:
         """Charges every pick to its first endpoint: the tokens that it isn't known to hold, perhaps the answer's."""
         tokens, c, hooks = request.prompt_tokens, decision.candidates, self.hooks
         for pick in decision.picks.values():
-            index = int((c.slots == pick.slots[0]).argmax())
+            index = _index(c, pick.slots[0])
             matched = _at(c, hooks.matched, index)
             uncached = _at(c, hooks.uncached, index)
             uncached = max(tokens - (matched or 0.0), 0.0) if uncached is None else uncached
@@ -210,6 +254,7 @@ class Exchange:
         self.begin({})
         error.__traceback__ = error.__cause__ = error.__context__ = None  # the frames hold the request's body
         self.record.error = error
+        self.pending = None
         observe = self._pipeline.observe
         if self._series is None:
             observe.note(observe.decisions.keep, self.record)
@@ -381,6 +426,8 @@ class Exchange:
         """The stream has ended, however: settles what was charged and notes the end. Called exactly once."""
         pipeline, record, outcome = self._pipeline, self.record, self.record.outcome
         now = pipeline.now()
+        if self.pending is not None:
+            self.answered()
         self._release()
         outcome.duration = now - record.started
         outcome.cause = self._cause(ending, complete=complete)
@@ -447,8 +494,14 @@ def _fits(name: Any, value: Any) -> bool:
     return texts and _NAME.fullmatch(name) is not None and _UNSENDABLE.isdisjoint(value)
 
 
-def _at(c: Candidates, key: Key | None, index: int) -> float | None:
-    if key is None:
+def _index(c: Candidates, slot: int) -> int | None:
+    """Where the slot stands among them; None if another picker has taken one that isn't."""
+    index = int((c.slots == slot).argmax())
+    return index if c.slots[index] == slot else None
+
+
+def _at(c: Candidates, key: Key | None, index: int | None) -> float | None:
+    if key is None or index is None:
         return None
     value = float(c[key][index])
     return value if isfinite(value) else None

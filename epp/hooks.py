@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from epp.keys import Key
+from epp.keys import INFLIGHT_REQUESTS, INFLIGHT_TOKENS, Key
 from epp.plugin import Plugged, Router
 
 Hook = tuple[Plugged, Callable[..., Any]]
@@ -48,6 +48,8 @@ class Hooks:
         uncached: the column of prompt tokens that an endpoint would have to compute, if somebody writes one.
         answer_tokens: tells with how many tokens an answer is charged; None if answers aren't charged.
         users: the streams that have begun with this configuration and have not ended.
+        shadow: the same of the shadow; None for none. Its observers of responses are among those above.
+        reads: of a shadow, the columns of the pool that it has been seen to read.
     """
 
     router: Router
@@ -64,6 +66,8 @@ class Hooks:
     uncached: Key | None
     answer_tokens: Hook | None
     users: Users
+    shadow: "Hooks | None"
+    reads: set[Key]
 
     @classmethod
     def of(cls, router: Router) -> "Hooks":
@@ -71,6 +75,7 @@ class Hooks:
         named = {key.name: key for key in _written(router.producers)}
         by_name = {plugged.name: (plugged.name, plugged.type) for plugged in router.producers}
         matched = named.get("matched_tokens")
+        shadow = cls.of(router.shadow) if router.shadow is not None else None
         return cls(
             router,
             picked=_methods(router, "picked"),
@@ -78,14 +83,16 @@ class Hooks:
             destination=_methods(router, "destination"),
             response_headers=_methods(router, "response_headers"),
             response_metadata=_methods(router, "response_metadata"),
-            first_byte=_methods(router, "first_byte"),
-            done=_methods(router, "done"),
+            first_byte=_methods(router, "first_byte") + (shadow.first_byte if shadow else ()),
+            done=_methods(router, "done") + (shadow.done if shadow else ()),
             matched=matched,
             matchable=named.get("matchable_tokens"),
             indexer=by_name.get(matched.producer) if matched is not None else None,
             uncached=named.get("uncached_tokens"),
             answer_tokens=_charging(router),
             users=Users(),
+            shadow=shadow,
+            reads={INFLIGHT_REQUESTS, INFLIGHT_TOKENS},
         )
 
 

@@ -68,11 +68,11 @@ class Pipeline:
         Raises:
             RequestError: the client gets an error of ours.
         """
-        hooks, guard = exchange.hooks, self.observe.guard
-        router = hooks.router
+        router, guard = exchange.hooks.router, self.observe.guard
         objects = self.pool.objects
         request = read(router, arrival, exchange.record.id, guard, objects)
-        exchange.rewriting = rewriting_of(request, arrival, router.parsers, objects, self.random)
+        if not arrival.observed:
+            exchange.rewriting = rewriting_of(request, arrival, router.parsers, objects, self.random)
         if exchange.rewriting is not None:
             request = request.for_model(exchange.rewriting.target)
         exchange.note_request(request)
@@ -83,12 +83,13 @@ class Pipeline:
         started = self.now()
         produce(router, request, candidates, guard)
         admit(router, request, candidates, guard)
-        decision = exchange.note_decision(decide(router, request, candidates, guard), started)
+        decision = exchange.note_decision(request, decide(router, request, candidates, guard), started)
+        if arrival.observed:
+            return exchange.follow(request, arrival)
         pick = self._primary(decision)
         exchange.charge(decision, request)
         insist_on_cache(exchange, request)
-        for plugged, picked in hooks.picked:
-            guard.call("PreRequest", plugged, picked, request, decision, candidates)
+        exchange.tell_picked(request)
         return self._answer(exchange, arrival, pick)
 
     def page(self, arrival: Arrival) -> Direct | None:

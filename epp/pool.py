@@ -513,6 +513,15 @@ class Candidates:
         """
         return Candidates(self._pool, self.slots[which], self.now)
 
+    def again(self) -> "Candidates":
+        """The same for another decision: the endpoints and the pool's columns as they were, and nothing produced."""
+        other = Candidates.__new__(Candidates)
+        other.slots, other.now, other.peer = self.slots, self.now, None
+        other.fresh, other.all_fresh, other._updated = self.fresh, self.all_fresh, self._updated
+        other._pool, other._endpoints, other._root, other._positions = self._pool, self._endpoints, None, None
+        other._columns = {key: column for key, column in self._columns.items() if key.scope == "pool"}
+        return other
+
     def narrow(self, mask: Mask, peer: Pick | None = None) -> "Candidates":
         """Those for whom the mask is true, as candidates of their own."""
         positions = np.flatnonzero(mask)

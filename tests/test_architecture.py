@@ -32,7 +32,7 @@ BASE = frozenset(
 )
 SDK = BASE | {"plugin"}
 SIBLINGS = frozenset({"data", "extproc", "flow", "observe", "schedule", "settings"})
-PATH = frozenset({"configuration", "exchange", "hooks", "pipeline", "reading", "rewriting"})
+PATH = frozenset({"configuration", "exchange", "hooks", "pipeline", "reading", "rewriting", "shadow"})
 BESIDE = frozenset({"contract", "demo", "engine", "envoy", "migrate", "replay", "sidecar", "testing"})
 
 MAY_IMPORT: dict[str, frozenset[str]] = {

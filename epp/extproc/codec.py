@@ -99,7 +99,8 @@ def _subset(message: ProcessingRequest) -> Sequence[str] | None:
 
 def _request_headers(message: ProcessingRequest) -> Event:
     headers = message.request_headers
-    return RequestHeaders(_headers(headers), headers.end_of_stream, _modes(message), _subset(message))
+    observed = message.observability_mode
+    return RequestHeaders(_headers(headers), headers.end_of_stream, _modes(message), _subset(message), observed)
 
 
 def _request_body(message: ProcessingRequest) -> Event:

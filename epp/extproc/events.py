@@ -27,12 +27,18 @@ class Modes(msgspec.Struct, frozen=True, gc=False):
 
 
 class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
-    """The request's headers: names in lower case, of several with one name the last. `end`: there is no body."""
+    """The request's headers: names in lower case, of several with one name the last.
+
+    Attributes:
+        end: there is no body.
+        observed: Envoy waits for no answers on this stream, and takes none (`observability_mode`).
+    """
 
     headers: dict[str, str]
     end: bool
     modes: Modes | None = None
     subset: Sequence[str] | None = None
+    observed: bool = False
 
 
 class RequestBody(msgspec.Struct, frozen=True, gc=False):
@@ -91,6 +97,7 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
         subset: the endpoints (`ip` or `ip:port`) that Envoy allows; None for all.
         partial: the body may be cut off (BUFFERED_PARTIAL).
         fixed: the body can't be changed, since its pieces are given back one by one (GRPC).
+        observed: another picker has routed it, and we only look on.
     """
 
     headers: Mapping[str, str]
@@ -98,6 +105,7 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     subset: Sequence[str] | None
     partial: bool = False
     fixed: bool = False
+    observed: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):

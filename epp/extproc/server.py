@@ -28,7 +28,7 @@ from epp.extproc.events import (
     ResponseHeaders,
     ResponseTrailers,
 )
-from epp.extproc.session import BUFFERED, Phase, ProtocolError, Session
+from epp.extproc.session import BUFFERED, ProtocolError, Session
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
@@ -45,6 +45,15 @@ class Exchange(Protocol):
 
     def route(self, arrival: Arrival) -> Awaitable[Answer | Direct]:
         """Decides where the request goes, or answers it, or raises RequestError."""
+        ...
+
+    @property
+    def pending(self) -> object | None:
+        """Not None if something is to be done when the answer has been handed over."""
+        ...
+
+    def answered(self) -> None:
+        """The answer has been handed over."""
         ...
 
     def refused(self, error: RequestError) -> str:
@@ -128,7 +137,7 @@ class ExternalProcessor:
         ending: Ending = "cancelled"  # unless it comes to a better end: cancellation may strike at any await
         try:
             while await self._next(session, exchange, context):
-                if session.phase is Phase.REFUSED:
+                if session.over:
                     return
             ending = "ended"
         except (ProtocolError, DecodeError, ValueError) as error:
@@ -136,7 +145,7 @@ class ExternalProcessor:
             # Never OK: under full duplex that would silently lose the pieces that are with the processor.
             await context.abort(grpc.StatusCode.INTERNAL, str(error))
         finally:
-            if session.phase is Phase.REFUSED:
+            if session.over:
                 ending = "refused"  # the client may have gone as soon as it had its answer
             exchange.close(ending, complete=session.complete)
 
@@ -153,8 +162,12 @@ class ExternalProcessor:
         else:
             replies = await self._request(session, exchange, event)
         for reply in replies:
-            await context.write(encode(reply))
-        return True
+            if not session.observed:
+                await context.write(encode(reply))
+        if exchange.pending is not None:
+            exchange.answered()
+        # Of an observed stream Envoy lets go late: seconds after the response.
+        return not (session.observed and session.response_ended)
 
     async def _request(self, session: Session, exchange: Exchange, event: Event) -> Iterable[Reply]:
         try:

@@ -103,6 +103,7 @@ class Session:
         phase: where the request's side stands.
         arrival: the request, while it waits for its answer.
         response_ended: the response's end has been seen.
+        observed: another picker routes the request, Envoy waits for no replies here, and none must be sent.
     """
 
     __slots__ = (
@@ -118,6 +119,7 @@ class Session:
         "_trailers",
         "arrival",
         "modes",
+        "observed",
         "phase",
         "response_ended",
     )
@@ -127,6 +129,7 @@ class Session:
         self.phase = Phase.HEADERS
         self.arrival: Arrival | None = None
         self.response_ended = False
+        self.observed = False
         self._limit = limit
         self._length: int | None = None  # of the response, where it is buffered
         self._declared = 0  # bytes of the response, where it is streamed in full duplex and says how long it is
@@ -140,6 +143,11 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.phase.name} {self.modes.request.name}, {self._size} bytes>"
+
+    @property
+    def over(self) -> bool:
+        """Whether the client has its answer from us, and nothing that still comes matters."""
+        return self.phase is Phase.REFUSED and not self.observed
 
     @property
     def complete(self) -> bool | None:
@@ -212,9 +220,10 @@ class Session:
     def on_headers(self, event: RequestHeaders) -> Sequence[Reply]:
         """The first message of a stream."""
         self.modes = event.modes or self.modes
+        self.observed = event.observed
         self._headers, self._subset = event.headers, event.subset
         self._refuse_too_large(_content_length(event.headers), patience=self.modes.request not in AT_HEADERS)
-        if event.end or self.modes.request in AT_HEADERS or _upgrades(event.headers):
+        if event.end or self._at_headers or _upgrades(event.headers):
             return self._whole(b"" if event.end else None)
         self.phase = Phase.BODY
         return () if self.modes.request in DUPLEX else (Continue("request_headers"),)
@@ -225,13 +234,13 @@ class Session:
         self._refuse_too_large(self._size, patience=not event.end and self.modes.request in DUPLEX)
         self._pieces.append(event)
         self._subset = event.subset if event.subset is not None else self._subset
-        if self.modes.request in DUPLEX:
+        if self.modes.request in DUPLEX or self.observed:
             return self._whole(self._joined()) if event.end else ()
         return self._whole(event.data, partial=not event.end and self.modes.request is BodyMode.BUFFERED_PARTIAL)
 
     def on_trailers(self, event: RequestTrailers) -> Sequence[Reply]:
         """The body that is being gathered ends in trailers."""
-        if self.modes.request not in DUPLEX:
+        if self.modes.request not in DUPLEX and not self.observed:
             raise BadRequest("the request has trailers but no body")
         self._trailers = True
         self._refuse_too_large(self._size)
@@ -302,8 +311,15 @@ class Session:
 
     def _whole(self, body: bytes | None, *, partial: bool = False) -> Sequence[Reply]:
         self.phase = Phase.WHOLE
-        self.arrival = Arrival(self._headers, body, self._subset, partial, self.modes.request is BodyMode.GRPC)
+        fixed = self.modes.request is BodyMode.GRPC
+        self.arrival = Arrival(self._headers, body, self._subset, partial, fixed, self.observed)
         return ()
+
+    @property
+    def _at_headers(self) -> bool:
+        """Whether the answer is due before the body comes; an observed one waits for nothing."""
+        mode = self.modes.request
+        return mode in AT_HEADERS and not (self.observed and mode is BodyMode.STREAMED)
 
     def _refuse_too_large(self, size: int, *, patience: bool = False) -> None:
         # With patience a body that is a little too long may end first: many clients don't read an answer that comes

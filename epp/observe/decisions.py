@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from epp.keys import Key
-from epp.observe.record import Record
+from epp.observe.record import Comparison, Record
 from epp.plugin import Candidates, Endpoint, Floats, Pick
 
 KEPT = 1000
@@ -52,18 +52,18 @@ class Decisions:
 
 
 def _size(record: Record) -> int:
-    decision = record.decision
+    decision = record.ours or record.decision
     if decision is None:
         return 1024 + len(record.id)
     rows = len(decision.candidates.read)
-    for stage in decision.stages:
+    for stage in (*decision.stages, *(record.shadow.stages if record.shadow is not None else ())):
         rows += 3 + len(stage.profile.scorers)
     return 2048 + len(record.id) + rows * (len(decision.candidates) * 8 + 128)
 
 
 def render(record: Record) -> dict[str, Any]:
     """The explanation of one request, as plain data for JSON."""
-    decision, outcome = record.decision, record.outcome
+    decision, outcome = record.ours or record.decision, record.outcome
     pick = decision.found() if decision is not None else None
     return {
         "request_id": record.id,
@@ -80,6 +80,8 @@ def render(record: Record) -> dict[str, Any]:
         "error": None if record.error is None else _error(record),
         "candidates": [] if decision is None else list(_candidates(decision.candidates)),
         "profiles": [] if decision is None else [_stage(stage) for stage in decision.stages],
+        "observed": None if record.observed is None else _against(record.observed, record.against_ours),
+        "shadow": None if record.shadow is None else _shadow(record),
         "outcome": {
             "status": outcome.status,
             "served_by": outcome.served_by,
@@ -92,6 +94,19 @@ def render(record: Record) -> dict[str, Any]:
             "cached_tokens": outcome.usage.cached_tokens,
         },
     }
+
+
+def _against(destination: str, comparison: Comparison | None) -> dict[str, Any]:
+    """Where another picker has sent the request, and what we would have won."""
+    agreed, regret = (None, None) if comparison is None else (comparison.agreed, comparison.regret)
+    return {"destination": destination, "agreed": agreed, "regret": regret}
+
+
+def _shadow(record: Record) -> dict[str, Any]:
+    comparison, stages = record.against_shadow, record.shadow.stages
+    assert comparison is not None  # noqa: S101 (who has decided has been compared)
+    against = {"destination": comparison.other, "agreed": comparison.agreed, "regret": comparison.regret}
+    return {**against, "profiles": [_stage(stage) for stage in stages]}
 
 
 def _error(record: Record) -> dict[str, Any]:

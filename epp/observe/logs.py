@@ -98,7 +98,7 @@ def _line(record: Record) -> dict[str, Any]:
         "model": record.model or None,
         "target_model": record.target_model or record.model or None,
         "endpoint": outcome.served_by or (pick.endpoints[0].hostport if pick is not None else None),
-        "score": round(pick.score, 6) if pick is not None else None,
+        "score": round(pick.score, 6) if pick is not None and record.observed is None else None,
         "profile": pick.profile if pick is not None else None,
         "status": status,
         "duration_ms": _milliseconds(outcome.duration),

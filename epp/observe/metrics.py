@@ -11,10 +11,10 @@ from prometheus_client.registry import Collector
 
 from epp import __version__
 from epp.keys import INFLIGHT_REQUESTS, INFLIGHT_TOKENS, KV_USAGE, RUNNING, WAITING, Key
-from epp.observe.record import Record
+from epp.observe.record import Comparison, Record
 from epp.observe.series import Family, Spec, Value
 from epp.observe.table import SPECS
-from epp.pool import Endpoint, Pool
+from epp.pool import Endpoint, Pick, Pool
 from epp.request import BYTES_PER_TOKEN
 
 MOST_MODELS = 1000
@@ -140,19 +140,31 @@ class Metrics(Collector):
         if record.rewrite:
             model, target = self._named(record)
             self.families["llm_d_epp_model_rewrite_decisions_total"].value(record.rewrite, model, target).inc()
-        self._decision(record, series)
-
-    def _decision(self, record: Record, series: RequestSeries) -> None:
-        pick = record.decision.found()
-        series.routed_to(pick.endpoints[0]).inc()
-        self.families["scheduler_requests_total"].value(pick.profile).inc()
-        self.families["scheduler_pod_score"].value(pick.endpoints[0].name).set(pick.score)
+        if record.observed is None:
+            self._picked(record.decision.found(), series)
+        else:
+            self.compared("picker", record.against_ours)
         if record.decided_in is not None:
             self._decided.observe(record.decided_in)
         if record.processed_in is not None:
             self._processed.observe(record.processed_in)
         if record.matched is not None:
             self._prefix(record, record.matched)
+
+    def _picked(self, pick: Pick, series: RequestSeries) -> None:
+        series.routed_to(pick.endpoints[0]).inc()
+        self.families["scheduler_requests_total"].value(pick.profile).inc()
+        self.families["scheduler_pod_score"].value(pick.endpoints[0].name).set(pick.score)
+
+    def compared(self, other: str, comparison: Comparison | None) -> None:
+        """Enters where a request went against where it would have gone; None if that could not be found out."""
+        if comparison is None:
+            result = "failed"
+        else:
+            result = "nobody" if comparison.other is None else "agreed" if comparison.agreed else "differed"
+            if comparison.regret is not None:
+                self.families["llm_d_epp_regret"].buckets(other).observe(comparison.regret)
+        self.families["llm_d_epp_compared_decisions_total"].value(other, result).inc()
 
     def _prefix(self, record: Record, matched: float) -> None:
         (self._hits if matched > 0 else self._misses).inc()

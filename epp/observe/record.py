@@ -60,6 +60,7 @@ class Record(msgspec.Struct, eq=False):
         error: what the client was told if we refused it.
         seen: what a decision log keeps of the request; None without one.
         observed: `ip:port` of where another picker has sent it, beside which we only look on; None if we route it.
+        ours: of an observed request, what we would have decided; `decision` is the other picker's then.
         shadow: what the shadow's profiles decided.
         against_shadow: the destination against the shadow's.
         against_ours: of an observed request, the other picker's destination against ours.
@@ -83,6 +84,7 @@ class Record(msgspec.Struct, eq=False):
     error: RequestError | None = None
     seen: Seen | None = None
     observed: str | None = None
+    ours: Any = None
     shadow: Any = None
     against_shadow: Comparison | None = None
     against_ours: Comparison | None = None

@@ -55,7 +55,8 @@ class Rows:
         return [*started, names, row]
 
     def _row(self, record: Record) -> wire.Row:
-        decision, outcome, seen, error = record.decision, record.outcome, record.seen, record.error
+        decision, outcome = record.ours or record.decision, record.outcome
+        seen, error = record.seen, record.error
         usage = outcome.usage
         chosen = _chosen(record, self._most)
         c: Candidates | None = None if decision is None else decision.candidates
@@ -63,7 +64,7 @@ class Rows:
         sent_to = record.observed or (pick.endpoints[0].hostport if pick is not None and error is None else None)
         return wire.Row(
             id=record.id[:LONGEST_ID],
-            kind=2 if error is not None else 0 if record.observed is None else 1,
+            kind=1 if record.observed is not None else 0 if error is None else 2,
             arrived=record.wall,
             model=self._name(record.model),
             target_model=self._name(record.target_model),
@@ -160,7 +161,7 @@ def _singles(values: Floats) -> bytes:
 
 def _chosen(record: Record, most: int) -> _Positions:
     """The positions of the candidates to write down: the best by the primary profile's totals, and every pick."""
-    decision = record.decision
+    decision = record.ours or record.decision
     if decision is None:
         return np.empty(0, np.intp)
     c = decision.candidates

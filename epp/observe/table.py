@@ -24,6 +24,7 @@ TPOT = (0.0005, 0.00205, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 
 ITL = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2)
 REQUEST_PROCESSING = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.025, 0.04, 0.06, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 STREAM = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600)
+REGRET = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 RATIO = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 HIT_BYTES = (0.0, *(float(16 << n) for n in range(13)))
@@ -143,6 +144,8 @@ SPECS = (
         "llm_d_inference_scheduler_pd_decision_total",
         DECISION[2:],
     ),
+    _epp("compared_decisions_total", "counter", ("other", "result"), "Decisions against the shadow's, or a picker's."),
+    _epp("regret", "histogram", ("other",), "What the other decision would have won, in shares of its points.", REGRET),
     _epp("decision_log_rows_total", "counter", ("result",), "Rows of the decision log: written, or dropped."),
     _epp("endpoint_changes_total", "counter", ("state",), "Endpoints taken out, back in, or seen to restart."),
     _epp("extproc_streams_inflight", "gauge", (), "ext_proc streams in flight."),

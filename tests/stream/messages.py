@@ -53,6 +53,14 @@ def request_headers(
     return ProcessingRequest(request_headers=said, protocol_config=config, metadata_context=_hint(subset))
 
 
+def observed(message: ProcessingRequest) -> ProcessingRequest:
+    """The same as Envoy sends it where another picker routes."""
+    copy = ProcessingRequest()
+    copy.CopyFrom(message)
+    copy.observability_mode = True
+    return copy
+
+
 def request_body(data: bytes, *, end: bool = True, subset: Sequence[str] | str | None = None) -> ProcessingRequest:
     """A piece of the request's body."""
     return ProcessingRequest(request_body=HttpBody(body=data, end_of_stream=end), metadata_context=_hint(subset))

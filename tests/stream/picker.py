@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from epp.extproc.events import BodyMode, Modes
 from epp.extproc.server import SERVICE, ExternalProcessor
 from epp.hooks import Hooks
 from epp.keys import INFLIGHT_REQUESTS, INFLIGHT_TOKENS, KV_USAGE, RUNNING, WAITING
+from epp.observe.decision_log import DecisionLog, LogOptions
 from epp.observe.decisions import Decisions
 from epp.observe.guard import TimingGuard
 from epp.observe.logs import RequestLog
@@ -172,7 +174,7 @@ class Picker:
     async def __aenter__(self) -> Self:
         self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
         self._server.add_generic_rpc_handlers((self.processor.handler(),))
-        port = self._server.add_insecure_port("127.0.0.1:0")
+        self.port = port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         return self
@@ -228,6 +230,18 @@ class Picker:
         """Waits until every stream has ended; then nothing is in flight any more."""
         await until(lambda: not self.streams(), "every stream has ended")
         assert (self.inflight(), self.running()) == ({}, 0)
+
+    def compared(self, other: str) -> dict[str, float]:
+        """How often decisions were compared with the other's, by result."""
+        children = self.metrics.families["llm_d_epp_compared_decisions_total"].children
+        return {result: child.value for (against, result), child in children.items() if against == other}
+
+    def keep_log(self, file: Path) -> DecisionLog:
+        """Has a decision log written, which the test closes."""
+        rows = self.metrics.families["llm_d_epp_decision_log_rows_total"]
+        log = DecisionLog(LogOptions(file), rows, lambda *_: None, lambda: 1.5e9, random.Random(0))
+        self.pipeline.observe.log = log
+        return log
 
     def faults(self) -> dict[tuple[str, str, str], float]:
         """What went wrong in plugins: how often, by extension point, plugin and fault."""
