@@ -43,6 +43,7 @@ class Objects:
 
     Attributes:
         priorities: by the name of an InferenceObjective.
+        by_model: by the model that a request names, from the InferenceModels of old.
         exact: the rule for a model.
         generic: the rule for all others, if there is one.
     """
@@ -50,9 +51,12 @@ class Objects:
     priorities: Mapping[str, int] = field(default_factory=dict)
     exact: Mapping[str, Rule] = field(default_factory=dict)
     generic: Rule | None = None
+    by_model: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, priorities: Mapping[str, int], rules: Iterable[Rule]) -> "Objects":
+    def of(
+        cls, priorities: Mapping[str, int], rules: Iterable[Rule], by_model: Mapping[str, int] | None = None
+    ) -> "Objects":
         """Of several rules for one model the first counts, of several for every model too."""
         exact: dict[str, Rule] = {}
         generic: Rule | None = None
@@ -61,7 +65,13 @@ class Objects:
                 exact.setdefault(model, rule)
             if not rule.models:
                 generic = generic or rule
-        return cls(dict(priorities), exact, generic)
+        return cls(dict(priorities), exact, generic, dict(by_model or {}))
+
+    def priority(self, objective: str, model: str) -> int:
+        """A request's: that of the objective that it names, otherwise that of its model; 0 if there is none."""
+        if objective:
+            return self.priorities.get(objective, 0)
+        return self.by_model.get(model, 0) if self.by_model else 0
 
     @property
     def rewrites(self) -> bool:

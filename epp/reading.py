@@ -38,7 +38,7 @@ def read(router: Router, arrival: Arrival, request_id: str, guard: Guard, object
         body=body,
         size=size,
         parser=name,
-        priority=objects.priorities.get(objective, 0) if objective else 0,
+        priority=objects.priority(objective, body.model),
         objective=objective,
         fairness_id=_first(headers, "x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
         or next((value for key, value in attributes.items() if key.startswith(AGENT)), "")

@@ -1,12 +1,16 @@
 """What the command line and the configuration say about scraping, joined: a flag that is given wins."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from epp.data.client import ScrapeOptions
 from epp.data.engines import ENGINES, EngineSpec, overridden
+from epp.data.models import INTERVAL
 from epp.data.report import Reader
 from epp.options import ServeOptions
-from epp.sources import EngineMetrics, Extraction, Page
+from epp.sources import EngineMetrics, Extraction, Page, Sources
+
+MODELS = "/v1/models"
 
 
 def scrape_options(options: ServeOptions, page: Page | None) -> ScrapeOptions:
@@ -23,6 +27,32 @@ def scrape_options(options: ServeOptions, page: Page | None) -> ScrapeOptions:
         certificate=page.certificate,
         key=page.key,
     )
+
+
+def page_options(page: Page, interval: float) -> ScrapeOptions:
+    """How another page than the metrics is fetched: as it says itself, whatever the command line says of those.
+
+    Args:
+        page: the page.
+        interval: in seconds, where it has none of its own.
+    """
+    return ScrapeOptions(
+        interval=interval if page.interval is None else page.interval,
+        scheme=page.scheme,
+        path=page.path,
+        port=page.port,
+        insecure=page.insecure,
+        ca=page.ca,
+        certificate=page.certificate,
+        key=page.key,
+    )
+
+
+def models_options(options: ServeOptions, sources: Sources) -> ScrapeOptions:
+    """How engines are asked what they serve: in the way of the metrics, unless the configuration has a way for it."""
+    if sources.models is not None:
+        return page_options(sources.models, INTERVAL)
+    return replace(scrape_options(options, sources.page), path=MODELS, port=None, interval=INTERVAL)
 
 
 def page_reader(options: ServeOptions, extraction: Extraction | None) -> Reader:

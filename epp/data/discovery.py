@@ -33,6 +33,8 @@ class DiscoveryOptions:
         patience: how long the start, or a change of the file, waits for look-ups; slower ones come in later.
         max_bytes: of the file.
         watch: whether the file is looked at again after the start.
+        clusters: whether an entry is the gateway of another cluster, whose labels `metricsAddress` and `metricsPort`
+            say where that cluster's own picker has its metrics.
     """
 
     poll: float = 1.0
@@ -41,6 +43,7 @@ class DiscoveryOptions:
     patience: float = 2.0
     max_bytes: int = 16 << 20
     watch: bool = True
+    clusters: bool = False
 
 
 async def resolve_host(host: str) -> Sequence[str]:
@@ -216,11 +219,14 @@ class Discovery:
         places: set[str] = set()
         for entry in self._declared:
             addresses = (entry.host,) if entry.is_address else self._addresses.get(entry.host, ())
-            for endpoint in _expand(entry, addresses):
+            for endpoint in map(self._endpoint, _expand(entry, addresses)):
                 if endpoint.hostport not in places:  # two names may lead to one server: the first has it
                     places.add(endpoint.hostport)
                     wanted[endpoint.id] = endpoint
         return wanted
+
+    def _endpoint(self, endpoint: Endpoint) -> Endpoint:
+        return _with_metrics(endpoint) if self._options.clusters else endpoint
 
     def _apply(self, wanted: dict[str, Endpoint]) -> None:
         gone = [endpoint_id for endpoint_id in self._mine if endpoint_id not in wanted]
@@ -268,5 +274,15 @@ def _expand(entry: Declared, addresses: Sequence[str]) -> Iterable[Endpoint]:
             yield Endpoint(name, address, port, entry.namespace, entry.labels, entry.metrics_port)
 
 
-def _place(endpoint: Endpoint) -> tuple[str, int | None]:
-    return endpoint.hostport, endpoint.metrics_port
+def _with_metrics(endpoint: Endpoint) -> Endpoint:
+    """The gateway of a cluster, with its metrics where its labels say; a port that is none counts as left out."""
+    address, port = endpoint.labels.get("metricsAddress", ""), endpoint.labels.get("metricsPort", "")
+    if not address:
+        return endpoint
+    return replace(
+        endpoint, metrics_address=address, metrics_port=int(port) if port.isdecimal() else endpoint.metrics_port
+    )
+
+
+def _place(endpoint: Endpoint) -> tuple[str, tuple[str, int | None]]:
+    return endpoint.hostport, endpoint.metrics_place

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from epp.data.client import MetricsClient, ScrapeError, ScrapeOptions
+from epp.formats.openai import models
 from epp.keys import REPORTED, SERVED_MODELS
 from epp.pool import Endpoint, Pool
 
@@ -22,27 +23,6 @@ RETRY = 1.0
 
 BUDGET = 20.0
 AT_ONCE = 16
-
-
-class _Card(msgspec.Struct):
-    id: str
-
-
-class _Listing(msgspec.Struct):
-    data: list[msgspec.Raw] = []
-
-
-_listing = msgspec.json.Decoder(_Listing).decode
-_card = msgspec.json.Decoder(_Card).decode
-
-
-def cards_of(page: bytes) -> Mapping[str, msgspec.Raw]:
-    """The models of a `/v1/models` page: each one's JSON by its name, in their order.
-
-    Raises:
-        ValueError: it is no such page.
-    """
-    return {_card(raw).id: raw for raw in _listing(page).data}
 
 
 @dataclass(slots=True)
@@ -59,7 +39,9 @@ class Models:
 
     Args:
         pool: whose endpoints are asked, whoever adds and removes them.
-        options: how pages are fetched; path and port are not the metrics page's, but `/v1/models` of the serving port.
+        options: how pages are fetched, path and interval included; the port is the one that requests are served at
+            unless another one is named.
+        read: what an engine says of its models, by name, out of its page; raises ValueError if it is no such page.
         now: the injected monotonic clock, seconds.
         on_fault: hears of an endpoint that gives no page, and why.
     """
@@ -70,11 +52,13 @@ class Models:
         options: ScrapeOptions,
         *,
         now: Callable[[], float],
+        read: Callable[[bytes], Mapping[str, msgspec.Raw]] = models,
         on_fault: Callable[[Endpoint, str], None] = lambda *_: None,
     ) -> None:
         self._pool = pool
         self._options = options
         self._now = now
+        self._read = read
         self._on_fault = on_fault
         self._known: dict[int, _Known] = {}
         self._limit = asyncio.Semaphore(AT_ONCE)
@@ -135,19 +119,24 @@ class Models:
             return
         try:
             async with self._limit:
-                page = await self._client.page(f"{self._options.scheme}://{endpoint.host}:{endpoint.port}/v1/models")
-            found = cards_of(page)
-        except (ScrapeError, ValueError) as error:
+                page = await self._client.page(self._url(endpoint))
+            found = self._read(page)
+        except Exception as error:  # noqa: BLE001 (reading may be somebody else's plugin; it is told)
             known.due = self._now() + (RETRY if not known.cards else self._interval)
-            self._on_fault(endpoint, str(error))
+            known_fault = isinstance(error, ScrapeError | ValueError)
+            self._on_fault(endpoint, str(error) if known_fault else f"{type(error).__name__}: {error}")
             return
         if self._pool.generations[slot] == known.generation:
             known.cards, known.due = found, self._now() + self._interval
             self._pool.write_set(slot, SERVED_MODELS, (REPORTED, *found))
 
+    def _url(self, endpoint: Endpoint) -> str:
+        options = self._options
+        return f"{options.scheme}://{endpoint.host}:{options.port or endpoint.port}{options.path}"
+
     @property
     def _interval(self) -> float:
-        return max(INTERVAL, len(self._known) / BUDGET)
+        return max(self._options.interval, len(self._known) / BUDGET)
 
     def cards(self) -> Mapping[str, msgspec.Raw]:
         """What engines in play say of their models, by name: of several engines the first."""

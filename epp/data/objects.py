@@ -131,10 +131,14 @@ _KINDS: Mapping[str, tuple[type[_Objective | _Rewrite | _Pool], tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """What an InferencePool says of its endpoints: the labels that they must have, and their ports."""
+    """What an InferencePool says of its endpoints: the labels that they must have, and their ports.
+
+    `app_protocol` is what they speak: "http", "kubernetes.io/h2c", or "" where it isn't said.
+    """
 
     labels: Mapping[str, str]
     ports: tuple[int, ...]
+    app_protocol: str = ""
 
 
 def read_objects(

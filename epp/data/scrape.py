@@ -179,7 +179,7 @@ class Scraper:
 
     def _take(self, endpoint: Endpoint, slot: int) -> None:
         port = endpoint.metrics_port or self._options.port or endpoint.port
-        url = f"{self._options.scheme}://{endpoint.host}:{port}{self._options.path}"
+        url = f"{self._options.scheme}://{endpoint.metrics_host}:{port}{self._options.path}"
         target = self._targets[slot] = _Target(endpoint, slot, self._pool.generations[slot], url, port)
         self._plan(target, self._random.uniform(0, min(self.period, _SPREAD)))
 

@@ -9,7 +9,7 @@ more than a few milliseconds of either.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -133,6 +133,7 @@ class Reflector(Generic[T]):
         sink: takes it in.
         labels: a label selector.
         fields: a field selector.
+        ends: HTTP statuses that end it; any other is tried again.
         on_error: hears of a failure, once until another one comes.
         on_stale: hears of every change of `stale_since`.
         pace, now, source: the pauses, their clock, and their chance.
@@ -148,6 +149,7 @@ class Reflector(Generic[T]):
         *,
         labels: str = "",
         fields: str = "",
+        ends: Collection[int] = (404,),
         on_error: Callable[[str], None] = lambda _: None,
         on_stale: Callable[[], None] = lambda: None,
         pace: Pace | None = None,
@@ -163,6 +165,7 @@ class Reflector(Generic[T]):
         self._sink = sink
         self._selectors = {"labelSelector": labels} if labels else {}
         self._selectors |= {"fieldSelector": fields} if fields else {}
+        self._ends = ends
         self._on_error, self._on_stale = on_error, on_stale
         self._now = now
         self._random = source or random.Random()
@@ -178,7 +181,7 @@ class Reflector(Generic[T]):
         """Goes on until it is cancelled.
 
         Raises:
-            ApiError: with the status 404, if the API server doesn't know this kind.
+            ApiError: with one of the statuses in `ends`.
         """
         while True:
             try:
@@ -187,7 +190,7 @@ class Reflector(Generic[T]):
                 if await self._watch():
                     continue
             except ApiError as error:
-                if error.status == 404:
+                if error.status in self._ends:
                     raise
                 if error.status not in _BUSY:
                     self.version = ""  # 410, and what an API server says that was set back in time

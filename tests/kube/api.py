@@ -114,6 +114,7 @@ class FakeApi:
         users: by bearer token, a TokenReview's `user`; any other token is nobody's.
         readers: users that a SubjectAccessReview allows to get /metrics and the pages beside it.
         denied: what the caller may not do, as verb and plural; an answer of 403, and of no to a review.
+        denied_groups: API groups that the caller may do nothing in.
         token: that every caller must show; "" for none.
     """
 
@@ -125,6 +126,7 @@ class FakeApi:
         self.users: dict[str, dict[str, Any]] = {}
         self.readers: set[str] = set()
         self.denied: set[tuple[str, str]] = set()
+        self.denied_groups: set[str] = set()
         self.token = ""
         self._tls = tls
         self._kinds: dict[tuple[str, str], Resource] = {}
@@ -333,7 +335,7 @@ class FakeApi:
             if failure.count > 0 and failure.plural in ("", resource.plural) and failure.verb in ("", verb):
                 failure.count -= 1
                 return _status(failure.status, "InternalError", "as the test wants it", failure.headers)
-        if (verb, resource.plural) in self.denied:
+        if (verb, resource.plural) in self.denied or resource.group in self.denied_groups:
             message = f'{resource} is forbidden: User "me" cannot {verb} resource "{resource.plural}"'
             return _status(403, "Forbidden", message)
         return None
@@ -468,7 +470,8 @@ class FakeApi:
             review["status"] = {"allowed": spec.get("user") in self.readers}
         else:
             asked = spec.get("resourceAttributes") or {}
-            review["status"] = {"allowed": (asked.get("verb"), asked.get("resource")) not in self.denied}
+            denied = (asked.get("verb"), asked.get("resource")) in self.denied
+            review["status"] = {"allowed": not denied and asked.get("group", "") not in self.denied_groups}
         return web.json_response(review, status=201)
 
 

@@ -6,18 +6,17 @@ import json
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
 import pytest
-import pytest_asyncio
 import yaml
 
 from epp.errors import ConfigError
 from epp.extproc.tls import Pair, self_signed
-from epp.kube.access import Access, FileToken, FixedToken, find
+from epp.kube.access import FileToken, find
 from epp.kube.client import PODS, POOLS, Api, ApiError, Resource, Unreachable
 from epp.kube.selectors import parse_selector
 from epp.kube.watch import Backoff, Object, Pace, Reflector
@@ -25,19 +24,6 @@ from tests.e2e.harness import until
 from tests.kube.api import Failure, FakeApi, pod, pool
 
 IN_POOL = {"app": "llama"}
-
-
-@pytest_asyncio.fixture
-async def fake() -> AsyncIterator[FakeApi]:
-    async with FakeApi() as api:
-        yield api
-
-
-@pytest_asyncio.fixture
-async def api(fake: FakeApi) -> AsyncIterator[Api]:
-    client = Api(Access(fake.url, FixedToken()))
-    yield client
-    await client.close()
 
 
 class Names:
