@@ -146,7 +146,7 @@ class Exchange:
     async def route(self, arrival: Arrival) -> Answer | Direct:
         """Decides where the request goes; see `Pipeline.route`."""
         self.begin(arrival.headers)
-        if arrival.body == b"" and (page := self._pipeline.page(arrival)) is not None:
+        if arrival.body == b"" and not arrival.observed and (page := self._pipeline.page(arrival)) is not None:
             self.record.outcome.status = page.status
             return page
         answer = await self._pipeline.route(self, arrival)
