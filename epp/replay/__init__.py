@@ -12,15 +12,17 @@ As a library; `epp replay` is the command line over it.
     row(result, load=0.7)                                  # a row of report.json
 """
 
+from epp.replay.capacity import Capacity, capacity
 from epp.replay.generated import SHAPES, generate
 from epp.replay.options import Engines, View
 from epp.replay.policy import Policy
-from epp.replay.result import Requests, Result, row
+from epp.replay.result import Requests, Result, mean_row, row
 from epp.replay.simulate import simulate
 from epp.replay.workload import Piece, Turn, Workload
 
 __all__ = [
     "SHAPES",
+    "Capacity",
     "Engines",
     "Piece",
     "Policy",
@@ -29,7 +31,9 @@ __all__ = [
     "Turn",
     "View",
     "Workload",
+    "capacity",
     "generate",
+    "mean_row",
     "row",
     "simulate",
 ]

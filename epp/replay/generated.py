@@ -98,7 +98,7 @@ def _overlapping(
 class SharedPrompts:
     """Groups of users under one system prompt each, in random order.
 
-    The lengths are those of llm-d's published benchmark, which has 150 groups of 5 for 8 engines.
+    The lengths are those of llm-d's published benchmark, which has 150 groups of 5 users.
 
     Attributes:
         groups: system prompts, for each engine.
@@ -109,7 +109,7 @@ class SharedPrompts:
         rate: requests a second, for each engine.
     """
 
-    groups: int = 19
+    groups: int = 75
     users: int = 5
     shared: int = 6_000
     own: int = 1_200
@@ -149,8 +149,8 @@ class Chat:
         most: tokens of a context, answer included; a conversation that would exceed it forgets all but the last turn.
     """
 
-    requests: int = 75
-    sessions: int = 24
+    requests: int = 300
+    sessions: int = 100
     system_prompts: int = 20
     system: int = 800
     turns_mean: float = 6.0
@@ -194,8 +194,8 @@ class Agents:
         most: tokens of a context, answer included; an agent that would exceed it begins a new one.
     """
 
-    requests: int = 30
-    sessions: int = 10
+    requests: int = 120
+    sessions: int = 30
     repositories: int = 40
     shared: int = 32_000
     repository: int = 10_000
@@ -246,7 +246,7 @@ class Unshared:
         rate: requests a second, for each engine.
     """
 
-    requests: int = 75
+    requests: int = 300
     prompt_median: float = 1_500.0
     prompt_mean: float = 3_000.0
     answer_median: float = 180.0

@@ -1,7 +1,7 @@
 """What a replay has shown: what became of each request, and the figures of a report's row."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from math import nan
 
 import numpy as np
@@ -9,6 +9,11 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Row = dict[str, str | int | float | None]
+
+PLACE = ("workload", "engines", "load", "policy")
+FIGURES = ("ttft_p50_ms", "ttft_p90_ms", "ttft_p99_ms", "e2e_p90_ms", "itl_p90_ms", "hit_ratio", "max_over_mean_load")
+"""The keys of a row: which case it is, and what came out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +50,11 @@ class Requests:
     def __len__(self) -> int:
         return len(self.arrived)
 
+    def since(self, share: float) -> "Requests":
+        """Those that came after the first so many of all, a share of them."""
+        first = np.argsort(self.arrived, kind="stable")[int(share * len(self)) :]
+        return Requests(*(getattr(self, field.name)[first] for field in fields(self)))
+
     @property
     def ttft(self) -> Floats:
         """Seconds from arrival to first token, of those that were served."""
@@ -54,6 +64,12 @@ class Requests:
     def e2e(self) -> Floats:
         """Seconds from arrival to last token, of those that were served."""
         return (self.ended - self.arrived)[self.served]
+
+    @property
+    def hit_ratio(self) -> float:
+        """The share of prompt tokens that were found in the engines' prefix caches when a request was admitted."""
+        total = int(self.prompt_tokens[self.served].sum())
+        return int(self.cached_tokens[self.served].sum()) / total if total else nan
 
     @property
     def served(self) -> NDArray[np.bool_]:
@@ -109,13 +125,6 @@ class Result:
         return int(np.count_nonzero(~self.requests.served))
 
     @property
-    def hit_ratio(self) -> float:
-        """The share of prompt tokens that were found in the engines' prefix caches when a request was admitted."""
-        served = self.requests.served
-        total = int(self.requests.prompt_tokens[served].sum())
-        return int(self.requests.cached_tokens[served].sum()) / total if total else nan
-
-    @property
     def assigned(self) -> Ints:
         """How many requests each endpoint got, shape (engines,)."""
         return np.bincount(self.requests.endpoint[self.requests.served], minlength=self.engines)
@@ -123,55 +132,66 @@ class Result:
     @property
     def load(self) -> Floats:
         """The mean number of requests at each endpoint, waiting or running, over the replay; shape (engines,)."""
-        served = self.requests.served
-        span = self.span
-        where = self.requests.endpoint[served]
-        return np.bincount(where, weights=self.requests.e2e, minlength=self.engines) / (span or 1.0)
+        where = self.requests.endpoint[self.requests.served]
+        return np.bincount(where, weights=self.requests.e2e, minlength=self.engines) / (self.span or 1.0)
 
     @property
     def span(self) -> float:
         """Seconds from the first arrival to the last token."""
-        served = self.requests.served
-        return float(self.requests.ended[served].max() - self.requests.arrived.min()) if served.any() else 0.0
+        ended = self.requests.ended[self.requests.served]
+        return float(ended.max() - self.requests.arrived.min()) if len(ended) else 0.0
 
     @property
     def max_over_mean_load(self) -> float:
         """The highest of the endpoints' loads over their mean: 1 where all have the same."""
-        load = self.load
-        mean = float(load.mean())
-        return float(load.max()) / mean if mean else nan
-
-    def quantile(self, times: Floats, share: float) -> float:
-        """A quantile of times in milliseconds; NaN without any."""
-        return float(np.quantile(times, share)) * 1e3 if len(times) else nan
-
-    @property
-    def ttft_p90(self) -> float:
-        """The TTFT that nine of ten requests keep, seconds."""
-        return self.quantile(self.requests.ttft, 0.9) / 1e3
+        mean = float(self.load.mean())
+        return float(self.load.max()) / mean if mean else nan
 
 
-def row(result: Result, load: float) -> dict[str, str | int | float | None]:
+WARM_UP = 0.1
+"""The share of the requests, the first ones, that a row leaves out: engines and caches are empty when they come."""
+
+
+def row(result: Result, load: float, warm_up: float = WARM_UP) -> Row:
     """The report's row: times in milliseconds, null for what there is none of.
+
+    Times and hit ratio are those of the requests after the warm-up; gaps between tokens and loads of endpoints those of
+    the whole replay.
 
     Args:
         result: the replay.
         load: its rate as a share of the capacity.
+        warm_up: see `WARM_UP`.
     """
-    requests = result.requests
+    requests = result.requests.since(warm_up)
     figures = {
-        "ttft_p50_ms": result.quantile(requests.ttft, 0.5),
-        "ttft_p90_ms": result.quantile(requests.ttft, 0.9),
-        "ttft_p99_ms": result.quantile(requests.ttft, 0.99),
-        "e2e_p90_ms": result.quantile(requests.e2e, 0.9),
+        "ttft_p50_ms": quantile(requests.ttft, 0.5) * 1e3,
+        "ttft_p90_ms": quantile(requests.ttft, 0.9) * 1e3,
+        "ttft_p99_ms": quantile(requests.ttft, 0.99) * 1e3,
+        "e2e_p90_ms": quantile(requests.e2e, 0.9) * 1e3,
         "itl_p90_ms": result.gaps.quantile(0.9) * 1e3,
-        "hit_ratio": result.hit_ratio,
+        "hit_ratio": requests.hit_ratio,
         "max_over_mean_load": result.max_over_mean_load,
     }
-    place: dict[str, str | int | float | None] = {
+    place: Row = {
         "workload": result.workload,
         "engines": result.engines,
         "load": load,
         "policy": result.policy,
     }
     return place | {name: None if np.isnan(value) else round(value, 4) for name, value in figures.items()}
+
+
+def quantile(values: Floats, share: float) -> float:
+    """A quantile; NaN of nothing."""
+    return float(np.quantile(values, share)) if len(values) else nan
+
+
+def mean_row(rows: Sequence[Row]) -> Row:
+    """Rows of one case under several seeds as one: the mean of each figure, null if one of them is."""
+    found = dict(rows[0])
+    for name in FIGURES:
+        values = [each[name] for each in rows]
+        numbers = [value for value in values if isinstance(value, int | float)]
+        found[name] = round(sum(numbers) / len(values), 4) if len(numbers) == len(values) else None
+    return found

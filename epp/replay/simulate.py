@@ -19,7 +19,6 @@ import numpy as np
 
 from epp.data.report import Found
 from epp.data.scrape import period_of, until_next
-from epp.engine.metrics import EngineMetrics
 from epp.engine.model import Request, StepResult
 from epp.engine.virtual import VirtualEngine
 from epp.errors import ConfigError, RequestError
@@ -104,8 +103,7 @@ class _Simulation:
             )
 
     def _engine(self, index: int) -> VirtualEngine:
-        config = self._given.config(index)
-        return VirtualEngine(config, EngineMetrics(config.max_model_len), Random(f"{self._seed}/engine-{index}"))
+        return VirtualEngine(self._given.config(index), Random(f"{self._seed}/engine-{index}"))
 
     def run(self) -> Result:
         """All of it."""
@@ -156,8 +154,10 @@ class _Simulation:
         if self._view.responses:
             self._picker.response_headers(routed)
         contents = self._workload.texts.contents(index, turn, self._block)
-        engine = self._engines[routed.endpoint]
-        engine.add(Request(name, turn.prompt_tokens, turn.answer.tokens, contents, ends_itself=True), now)
+        self._catch_up(routed.endpoint)
+        self._engines[routed.endpoint].add(
+            Request(name, turn.prompt_tokens, turn.answer.tokens, contents, ends_itself=True), now
+        )
         self._plan_step(routed.endpoint)
 
     def _done(self, index: int) -> None:
@@ -180,12 +180,15 @@ class _Simulation:
 
     def _step(self, index: int) -> None:
         """An engine's steps have ended, unless they have been cut short meanwhile."""
-        now = self._clock.now
-        if self._due[index] != now:
-            return
-        for result in self._engines[index].advance(now):
-            self._gather(result)
-        self._plan_step(index)
+        if self._due[index] == self._clock.now:
+            self._catch_up(index)
+            self._plan_step(index)
+
+    def _catch_up(self, index: int) -> None:
+        """Takes an engine to the present."""
+        if self._engines[index].next_time <= self._clock.now:
+            for result in self._engines[index].advance(self._clock.now):
+                self._gather(result)
 
     def _gather(self, result: StepResult) -> None:
         batch = result.batch
@@ -225,6 +228,8 @@ class _Simulation:
         """An engine says how it is; the picker hears it a little later."""
         least, more = self._view.scrape_delay
         late = least + self._random.expovariate(1 / more) if more else least
+        self._catch_up(index)
+        self._plan_step(index)
         found = self._page.of(self._engines[index], self._clock.now)
         self._at(self._clock.now + late, self._scraped, (index, found, late))
 
