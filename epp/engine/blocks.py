@@ -2,48 +2,74 @@
 
 A block that is released keeps its content until somebody needs the room. Released blocks wait in one queue, least
 recently used first; a request's blocks enter it tail first, so that a chain loses its end before its head and what
-is left of it can still be matched.
+is left of it can still be matched. Blocks without content, which nobody can match, are taken before all others.
 """
 
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-
-import xxhash
-
-
-def root_hash(*names: str | None) -> int:
-    """The parent of a chain's first block; a LoRA adapter or a cache salt gives a chain of its own."""
-    return xxhash.xxh3_64_intdigest("\0".join(name or "" for name in names).encode())
+from dataclasses import dataclass
 
 
-def extend_chain(chain: list[int], tokens: "array[int]", block_size: int, root: int) -> None:
-    """Appends to ``chain`` the hashes of the full blocks of ``tokens`` that it lacks; each covers its whole prefix."""
-    parent = chain[-1] if chain else root
-    for start in range(len(chain) * block_size, len(tokens) - block_size + 1, block_size):
-        parent = xxhash.xxh3_64_intdigest(tokens[start : start + block_size], seed=parent)
-        chain.append(parent)
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockStored:
+    """Blocks ``start`` to ``stop`` of a request's contents have entered the prefix cache."""
+
+    contents: Sequence[int]
+    start: int
+    stop: int
+
+    @property
+    def hashes(self) -> list[int]:
+        """What was stored, in order."""
+        return [self.contents[index] for index in range(self.start, self.stop)]
+
+    @property
+    def parent(self) -> int | None:
+        """The content before the first of them; None at the start of a prompt."""
+        return self.contents[self.start - 1] if self.start else None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRemoved:
+    """A block with this content was evicted. Another one may still have the same content."""
+
+    content: int
+
+
+@dataclass(frozen=True, slots=True)
+class AllBlocksCleared:
+    """The prefix cache is empty."""
+
+
+KvEvent = BlockStored | BlockRemoved | AllBlocksCleared
 
 
 class BlockPool:
     """The blocks of one engine, by number from 0.
 
     State: ``_references`` (users a block), ``_hashes`` (content a block, once computed), ``_cached`` (content to a
-    block that has it), ``_twins`` (further blocks with the same content) and ``_idle`` (blocks without a user, next
-    victim first).
+    block that has it), ``_twins`` (further blocks with the same content), ``_idle`` (blocks without a user, next
+    victim first) and ``_events``.
     """
 
-    def __init__(self, size: int) -> None:
-        """All ``size`` blocks are idle and empty."""
+    def __init__(self, size: int, *, record: bool = False) -> None:
+        """All ``size`` blocks are idle and empty; ``record`` keeps events for ``take_events``."""
         self.size = size
+        self._record = record
         self._references = [0] * size
         self._hashes: list[int | None] = [None] * size
         self._cached: dict[int, int] = {}
         self._twins: dict[int, list[int]] = {}
         self._idle: OrderedDict[int, None] = OrderedDict.fromkeys(range(size))
+        self._events: list[KvEvent] = []
 
     def __repr__(self) -> str:
         return f"<BlockPool {self.used} of {self.size} in use, {len(self._cached)} cached>"
+
+    @property
+    def free(self) -> int:
+        """The number of blocks without a user, cached or not."""
+        return len(self._idle)
 
     @property
     def used(self) -> int:
@@ -55,11 +81,12 @@ class BlockPool:
         """The share of blocks that a request holds, 0 to 1; cached blocks without a user count as free."""
         return self.used / self.size
 
-    def match(self, chain: Sequence[int], limit: int) -> list[int]:
-        """The cached blocks of the longest prefix of ``chain``, at most ``limit``; they are not yet held."""
-        blocks = []
-        for content in chain[:limit]:
-            block = self._cached.get(content)
+    def match(self, contents: Sequence[int], limit: int) -> list[int]:
+        """The cached blocks of the longest prefix of ``contents``, at most ``limit``; they are not yet held."""
+        blocks: list[int] = []
+        cached = self._cached
+        for index in range(min(limit, len(contents))):
+            block = cached.get(contents[index])
             if block is None:
                 break
             blocks.append(block)
@@ -87,17 +114,26 @@ class BlockPool:
         self._references[block] = 1
         return block
 
-    def commit(self, block: int, content: int) -> None:
-        """Offers a held block, now computed, to later requests. Two blocks may have the same content."""
-        self._hashes[block] = content
-        if self._cached.setdefault(content, block) != block:
-            self._twins.setdefault(content, []).append(block)
+    def commit(self, blocks: Sequence[int], contents: Sequence[int], start: int, stop: int) -> None:
+        """Offers held blocks to later requests: those at ``start`` to ``stop`` of a request's blocks and contents.
+
+        Two blocks may have the same content.
+        """
+        for index in range(start, stop):
+            block, content = blocks[index], contents[index]
+            self._hashes[block] = content
+            if self._cached.setdefault(content, block) != block:
+                self._twins.setdefault(content, []).append(block)
+        if self._record:
+            self._events.append(BlockStored(contents, start, stop))
 
     def _forget(self, block: int) -> None:
         content = self._hashes[block]
         if content is None:
             return
         self._hashes[block] = None
+        if self._record:
+            self._events.append(BlockRemoved(content))
         twins = self._twins.get(content)
         if twins is None:
             del self._cached[content]
@@ -115,8 +151,21 @@ class BlockPool:
             self._references[block] -= 1
             if not self._references[block]:
                 self._idle[block] = None
+                if self._hashes[block] is None:
+                    self._idle.move_to_end(block, last=False)
 
-    def clear(self) -> None:
-        """Forgets the content of the blocks without a user, as after a change of weights."""
-        for block in self._idle:
-            self._forget(block)
+    def clear(self) -> bool:
+        """Forgets all content, as after a change of weights; False, and nothing done, while a request holds a block."""
+        if self.used:
+            return False
+        self._hashes = [None] * self.size
+        self._cached.clear()
+        self._twins.clear()
+        if self._record:
+            self._events.append(AllBlocksCleared())
+        return True
+
+    def take_events(self) -> list[KvEvent]:
+        """What happened since the last call, in order."""
+        events, self._events = self._events, []
+        return events

@@ -1,4 +1,4 @@
-"""Runs a model in real time: one loop that sleeps for each step's duration, and a stream of tokens a request.
+"""Runs a model in real time: one loop that sleeps for each step's duration, and a stream of tokens a client.
 
 An idle engine has nothing scheduled and costs nothing. A timer has a resolution of about a millisecond; the loop
 keeps the ends of steps on one time line, so that rounding does not add up, and gives up catching up once it is late by
@@ -8,10 +8,10 @@ more than ``MAX_LATE``.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 
+from epp.engine.blocks import KvEvent
 from epp.engine.metrics import EngineMetrics, Gauges
-from epp.engine.model import Admission, Batch, Model, Request, StepResult
+from epp.engine.model import Model, Request, Sequence, StepResult
 
 MAX_LATE = 0.05
 
@@ -20,64 +20,68 @@ class EngineStoppedError(Exception):
     """The engine was closed before the request had all of its tokens."""
 
 
-@dataclass(slots=True, eq=False)
 class Stream:
-    """A request on its way, as its reader sees it; ``finish_reason`` is set with the last token."""
+    """One or several answers on their way, as their reader sees them: positions of new tokens, a step at a time.
 
-    request: Request
-    arrived: float
-    admission: Admission | None = None
-    first_token: float = 0.0
-    last_token: float = 0.0
-    produced: int = 0
-    finish_reason: str | None = None
-    stopped: bool = False
-    _unread: list[int] = field(default_factory=list)
-    _waiter: "asyncio.Future[None] | None" = None
+    Attributes:
+        sequences: the model's, one an answer.
+    """
+
+    def __init__(self, sequences: list[Sequence], answers: int) -> None:
+        """Nothing is read yet; each prompt has ``answers`` sequences, one after the other."""
+        self.sequences = sequences
+        self.answers = answers
+        self.stopped = False
+        self._read = [0] * len(sequences)
+        self._waiter: asyncio.Future[None] | None = None
 
     @property
-    def cached_tokens(self) -> int:
-        """How much of the prompt was found in the prefix cache."""
-        return self.admission.cached_tokens if self.admission else 0
+    def finished(self) -> bool:
+        """All answers have all of their tokens, or have been aborted."""
+        return all(sequence.finish_reason is not None for sequence in self.sequences)
 
     @property
     def done(self) -> bool:
         """All tokens have been read."""
-        return self.finish_reason is not None and not self._unread
+        return self.finished and not self.stopped and not self._unread()
 
-    def push(self, token: int) -> None:
-        """Adds a token for the reader."""
-        self._unread.append(token)
+    def siblings(self, sequence: Sequence) -> list[Sequence]:
+        """All answers to the prompt of this one."""
+        first = self.sequences.index(sequence) // self.answers * self.answers
+        return self.sequences[first : first + self.answers]
+
+    def _unread(self) -> bool:
+        return any(read < one.produced for read, one in zip(self._read, self.sequences, strict=True))
 
     def wake(self) -> None:
         """Lets the reader go on."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def more(self) -> list[int]:
-        """Waits for new tokens, or for the end, and takes them.
+    async def more(self) -> list[range]:
+        """Waits for new tokens, or for the end, and takes them: their positions in each answer.
 
         Raises:
             EngineStoppedError: the engine was closed.
         """
-        while not (self._unread or self.finish_reason or self.stopped):
+        while not (self._unread() or self.finished or self.stopped):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        if self.stopped and not self.finish_reason:
+        if self.stopped:
             raise EngineStoppedError
-        tokens, self._unread = self._unread, []
-        return tokens
+        produced = [sequence.produced for sequence in self.sequences]
+        taken = [range(read, until) for read, until in zip(self._read, produced, strict=True)]
+        self._read = produced
+        return taken
 
-    async def all(self) -> list[int]:
-        """Waits for the end and returns every token.
+    async def all(self) -> None:
+        """Waits for the end.
 
         Raises:
             EngineStoppedError: the engine was closed.
         """
-        tokens: list[int] = []
         while not self.done:
-            tokens += await self.more()
-        return tokens
+            await self.more()
 
 
 class Driver:
@@ -90,12 +94,17 @@ class Driver:
         self,
         model: Model,
         metrics: EngineMetrics,
+        publish: Callable[[list[KvEvent]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """``clock`` gives seconds and is read before and after each step; ``sleep`` lets them pass."""
+        """``clock`` gives seconds and is read before and after each step; ``sleep`` lets them pass.
+
+        ``publish`` is given the KV cache events of a step when it is over.
+        """
         self.model = model
         self.metrics = metrics
+        self._publish = publish
         self._clock = clock
         self._sleep = sleep
         self._streams: dict[str, Stream] = {}
@@ -103,19 +112,30 @@ class Driver:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def submit(self, request: Request) -> Stream:
-        """Gives a request to the model; see ``Model.add`` for the errors."""
+    def submit(self, *requests: Request, answers: int = 1) -> Stream:
+        """Gives requests to the model, to be read as one, ``answers`` for each prompt; errors: see ``Model.add``."""
         now = self._clock()
-        self.model.add(request, now)
-        stream = self._streams[request.request_id] = Stream(request, now)
+        stream = Stream([self.model.add(request, now) for request in requests], answers)
+        self._streams.update((request.request_id, stream) for request in requests)
         self._idle.clear()
         self._work.set()
         return stream
 
     def abort(self, stream: Stream) -> None:
-        """Forgets a request; nothing happens if it has ended."""
-        if self.model.abort(stream.request.request_id):
-            self._end(stream, "abort", self._clock())
+        """Forgets what is left of it; nothing happens if it has ended."""
+        for sequence in stream.sequences:
+            if sequence.finish_reason is None:
+                self.model.abort(sequence.request.request_id)
+                self._leave(sequence)
+
+    def __len__(self) -> int:
+        return len(self.model)
+
+    def clear_cache(self) -> bool:
+        """Empties the prefix cache; False, and nothing done, while a request holds a block."""
+        cleared = self.model.pool.clear()
+        self._publish_events()
+        return cleared
 
     async def run(self) -> None:
         """Steps for as long as it isn't cancelled; then every request left is told that the engine has stopped."""
@@ -132,68 +152,44 @@ class Driver:
         while len(self.model):
             now = self._clock()
             batch = self.model.schedule(now)
-            self._note(batch)
+            self.metrics.scheduled(batch)
             ends = max(ends, now - MAX_LATE) + batch.duration
             await self._sleep(max(0.0, ends - self._clock()))
-            self._deliver(self.model.update(batch))
-
-    def _note(self, batch: Batch) -> None:
-        self.metrics.scheduled(batch)
-        for admission in batch.admissions:
-            self._streams[admission.request_id].admission = admission
+            now = self._clock()
+            self.metrics.stepping(batch, now)
+            self._deliver(self.model.update(batch, now))
+            self._publish_events()
 
     def _deliver(self, result: StepResult) -> None:
-        now = self._clock()
-        woken = [self._streams[request_id] for request_id, _ in result.tokens]
-        for stream, (_, token) in zip(woken, result.tokens, strict=True):
-            self._count(stream, now)
-            stream.push(token)
-        for request_id, reason in result.finished:
-            stream = self._streams[request_id]
-            stream.finish_reason = reason
-            if not stream.produced and stream.admission:
-                self.metrics.prefilled(stream.admission, now - stream.arrived)
-                woken.append(stream)
-            self._end(stream, reason, now)
-        for stream in woken:
-            stream.wake()
+        self.metrics.stepped(result)
+        for sequence in (*result.produced, *result.finished):
+            self._streams[sequence.request.request_id].wake()
+        for sequence in result.finished:
+            siblings = self._streams[sequence.request.request_id].siblings(sequence)
+            if all(one.finish_reason not in (None, "abort") for one in siblings):
+                self.metrics.answered(len(siblings), max(one.produced for one in siblings))
+            self._leave(sequence)
 
-    def _count(self, stream: Stream, now: float) -> None:
-        self.metrics.generation_tokens += 1
-        stream.produced += 1
-        if stream.produced > 1:
-            self.metrics.itl.observe(now - stream.last_token)
-        elif stream.admission is not None:
-            stream.first_token = now
-            self.metrics.prefilled(stream.admission, now - stream.arrived)
-        stream.last_token = now
-
-    def _end(self, stream: Stream, reason: str, now: float) -> None:
-        request = stream.request
-        del self._streams[request.request_id]
-        self.metrics.ended(reason, len(request.prompt), stream.produced, now - stream.arrived)
+    def _leave(self, sequence: Sequence) -> None:
+        del self._streams[sequence.request.request_id]
         if not self._streams:
             self._idle.set()
 
+    def _publish_events(self) -> None:
+        if self._publish is not None and (events := self.model.take_events()):
+            self._publish(events)
+
+    def gauges(self) -> Gauges:
+        """What the page shows of the model at this moment."""
+        return Gauges.of(self.model)
+
     def stop(self) -> None:
         """Tells every reader that there is nothing more to come."""
-        for stream in list(self._streams.values()):
-            self.abort(stream)
+        for stream in set(self._streams.values()):
             stream.stopped = True
+            self.abort(stream)
             stream.wake()
 
     async def drained(self) -> None:
         """Waits until no request is left."""
         await self._idle.wait()
-
-    def gauges(self) -> Gauges:
-        """What the page shows of the model at this moment."""
-        model = self.model
-        return Gauges(
-            running=len(model.running),
-            waiting=len(model.waiting),
-            kv_usage=model.pool.usage,
-            lora_running=frozenset(s.request.lora for s in model.running if s.request.lora),
-            lora_waiting=frozenset(s.request.lora for s in model.waiting if s.request.lora),
-            now=time.time(),
-        )

@@ -1,15 +1,13 @@
-"""The ``/metrics`` page of a vLLM server: its names, labels and buckets, written by hand.
+"""What an engine counts about itself, with vLLM's meanings: each number enters at the moment at which vLLM counts it.
 
-A picker scrapes every few dozen milliseconds, and rendering with a general library costs milliseconds a page; here
-each number is a plain attribute and the page is one pass over a table.
+Both drivers feed it: ``scheduled`` when a batch is chosen, ``stepping`` just before a step is applied, ``stepped``
+after it. ``epp.engine.page`` writes it down as the ``/metrics`` page.
 """
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from epp.engine.model import Admission, Batch
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from epp.engine.model import Batch, Model, Sequence, StepResult
 
 TTFT_BUCKETS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -23,6 +21,9 @@ LATENCY_BUCKETS = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0),
     *(30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
+ITERATION_BUCKETS = (1.0, *(8.0 * 2**power for power in range(12)))
+N_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0)
+PREEMPTION_BUCKETS = (1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0)
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 
 
@@ -38,15 +39,17 @@ class Histogram:
 
     bounds: tuple[float, ...]
     counts: list[int] = field(init=False)
+    count: int = 0
     total: float = 0.0
 
     def __post_init__(self) -> None:
         self.counts = [0] * (len(self.bounds) + 1)
 
-    def observe(self, value: float) -> None:
-        """Counts one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Counts one value, or several equal ones."""
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.count += times
+        self.total += value * times
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,133 +58,115 @@ class Gauges:
 
     running: int
     waiting: int
+    deferred: int
     kv_usage: float
-    lora_running: frozenset[str]
-    lora_waiting: frozenset[str]
-    now: float
+    lora_running: tuple[str, ...]
+    lora_waiting: tuple[str, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class EngineInfo:
-    """What does not change while the engine lives; ``started`` is a Unix time, ``max_loras`` is 0 without adapters."""
-
-    model: str
-    block_size: int
-    num_blocks: int
-    max_model_len: int
-    max_loras: int
-    started: float
+    @classmethod
+    def of(cls, model: Model, blocks_ahead: int = 0) -> "Gauges":
+        """The model as it is; ``blocks_ahead`` are in use besides those that it knows of."""
+        return cls(
+            running=len(model.running),
+            waiting=len(model.waiting),
+            deferred=model.deferred,
+            kv_usage=(model.pool.used + blocks_ahead) / model.pool.size,
+            lora_running=tuple(dict.fromkeys(s.request.lora for s in model.running if s.request.lora)),
+            lora_waiting=tuple(dict.fromkeys(s.request.lora for s in model.waiting if s.request.lora)),
+        )
 
 
 class EngineMetrics:
-    """The counters and histograms of one engine since its start; times in seconds."""
+    """The counters and histograms of one engine since its start; times in seconds, names as on vLLM's page."""
 
-    def __init__(self, info: EngineInfo) -> None:
+    def __init__(self, max_model_len: int) -> None:
         """All zero."""
-        self._info = info
-        self._labels = _labels(engine=0, model_name=info.model)
-        tokens = token_buckets(info.max_model_len)
-        self.prefix_queries = self.prefix_hits = 0
-        self.prompt_tokens = self.cached_tokens = self.generation_tokens = 0
-        self.preemptions = 0
-        self.finished = dict.fromkeys(FINISH_REASONS, 0)
-        self.prompt_lengths = Histogram(tokens)
-        self.generation_lengths = Histogram(tokens)
-        self.ttft = Histogram(TTFT_BUCKETS)
-        self.itl = Histogram(ITL_BUCKETS)
-        self.e2e = Histogram(LATENCY_BUCKETS)
-        self.queue = Histogram(LATENCY_BUCKETS)
+        tokens = token_buckets(max_model_len)
+        self.prefix_cache_queries = self.prefix_cache_hits = 0
+        self.prompt_tokens = self.prompt_tokens_cached = self.generation_tokens = 0
+        self.num_preemptions = 0
+        self.request_success = dict.fromkeys(FINISH_REASONS, 0)
+        self.request_prompt_tokens = Histogram(tokens)
+        self.request_generation_tokens = Histogram(tokens)
+        self.iteration_tokens = Histogram(ITERATION_BUCKETS)
+        self.request_max_num_generation_tokens = Histogram(tokens)
+        self.request_params_n = Histogram(N_BUCKETS)
+        self.request_params_max_tokens = Histogram(tokens)
+        self.time_to_first_token = Histogram(TTFT_BUCKETS)
+        self.inter_token_latency = Histogram(ITL_BUCKETS)
+        self.request_time_per_output_token = Histogram(ITL_BUCKETS)
+        self.e2e_request_latency = Histogram(LATENCY_BUCKETS)
+        self.request_queue_time = Histogram(LATENCY_BUCKETS)
+        self.request_inference_time = Histogram(LATENCY_BUCKETS)
+        self.request_prefill_time = Histogram(LATENCY_BUCKETS)
+        self.request_decode_time = Histogram(LATENCY_BUCKETS)
+        self.request_num_preemptions = Histogram(PREEMPTION_BUCKETS)
+        self.request_prefill_kv_computed_tokens = Histogram(tokens)
 
     def scheduled(self, batch: Batch) -> None:
-        """Counts what the scheduler decided: prefix hits at admission, and preemptions."""
-        self.preemptions += len(batch.preempted)
-        for admission in batch.admissions:
-            self.prefix_queries += admission.prompt_tokens
-            self.prefix_hits += admission.cached_tokens
-            self.queue.observe(admission.queue_seconds)
+        """A batch was chosen: prefix hits at first admission, and preemptions."""
+        self.num_preemptions += len(batch.preempted)
+        for sequence in batch.admissions:
+            self.prefix_cache_queries += sequence.request.prompt_tokens
+            self.prefix_cache_hits += sequence.cached_tokens
 
-    def prefilled(self, admission: Admission, seconds: float) -> None:
-        """Counts a prompt once all of it is computed, ``seconds`` after the request's arrival."""
-        self.prompt_tokens += admission.prompt_tokens
-        self.cached_tokens += admission.cached_tokens
-        self.ttft.observe(seconds)
+    def stepping(self, batch: Batch, now: float) -> None:
+        """The (first) step of a batch ends, not yet applied: the tokens of those that have had one before."""
+        decoded = fresh = computed = 0
+        for sequence, count in batch.scheduled:
+            if sequence.finish_reason is not None or sequence.remaining > count:
+                continue
+            if sequence.produced:
+                decoded += 1
+                self.inter_token_latency.observe(now - sequence.last_token)
+            elif sequence.request.output_tokens:
+                fresh += 1
+                computed += sequence.request.prompt_tokens - sequence.cached_tokens
+        self.generation_tokens += decoded + fresh
+        if decoded or fresh:
+            self.iteration_tokens.observe(computed + decoded + fresh)
 
-    def ended(self, reason: str, prompt_tokens: int, generation_tokens: int, seconds: float) -> None:
-        """Counts the end of a request, ``seconds`` after its arrival."""
-        self.finished[reason] += 1
-        self.prompt_lengths.observe(prompt_tokens)
-        self.generation_lengths.observe(generation_tokens)
-        self.e2e.observe(seconds)
+    def decoded(self, batch: Batch, steps: int, seconds: float) -> None:
+        """Further steps of a batch that only decodes, ``seconds`` long in all."""
+        alive = sum(sequence.finish_reason is None for sequence, _ in batch.scheduled)
+        self.generation_tokens += alive * steps
+        self.inter_token_latency.observe(seconds / steps, alive * steps)
+        if alive:
+            self.iteration_tokens.observe(alive, steps)
 
-    def render(self, gauges: Gauges) -> bytes:
-        """The page in Prometheus' text format 0.0.4."""
-        lines: list[str] = []
-        self._render_gauges(lines, gauges)
-        self._render_counters(lines)
-        for name, about, histogram in (
-            ("request_prompt_tokens", "Prompt tokens a request.", self.prompt_lengths),
-            ("request_generation_tokens", "Generated tokens a request.", self.generation_lengths),
-            ("time_to_first_token_seconds", "From arrival to the first token.", self.ttft),
-            ("inter_token_latency_seconds", "Between two tokens of a request.", self.itl),
-            ("e2e_request_latency_seconds", "From arrival to the last token.", self.e2e),
-            ("request_queue_time_seconds", "From arrival to admission.", self.queue),
-        ):
-            _histogram(lines, f"vllm:{name}", about, self._labels, histogram)
-        return ("\n".join(lines) + "\n").encode()
+    def stepped(self, result: StepResult) -> None:
+        """Steps have been applied: first tokens, and ends."""
+        for sequence in result.produced:
+            if sequence.produced == 1:
+                self._prefilled(sequence, sequence.first_token)
+        for sequence in result.finished:
+            if not sequence.produced:
+                self._prefilled(sequence, sequence.last_token)
+            self._ended(sequence)
 
-    def _render_gauges(self, lines: list[str], gauges: Gauges) -> None:
-        info, own = self._info, self._labels
-        _family(lines, "process_start_time_seconds", "gauge", "Unix time of the start.", ("", info.started))
-        _family(lines, "vllm:num_requests_running", "gauge", "Requests in the batch.", (own, gauges.running))
-        _family(lines, "vllm:num_requests_waiting", "gauge", "Requests in the queue.", (own, gauges.waiting))
-        _family(lines, "vllm:kv_cache_usage_perc", "gauge", "Share of KV blocks in use.", (own, gauges.kv_usage))
-        config = _labels(block_size=info.block_size, engine=0, num_gpu_blocks=info.num_blocks)
-        _family(lines, "vllm:cache_config_info", "gauge", "The KV cache's configuration.", (config, 1))
-        if info.max_loras:
-            adapters = _labels(
-                max_lora=info.max_loras,
-                running_lora_adapters=",".join(sorted(gauges.lora_running)),
-                waiting_lora_adapters=",".join(sorted(gauges.lora_waiting)),
-            )
-            about = "Adapters of the running and waiting requests; the value is the time."
-            _family(lines, "vllm:lora_requests_info", "gauge", about, (adapters, gauges.now))
+    def _prefilled(self, sequence: Sequence, now: float) -> None:
+        self.prompt_tokens += sequence.request.prompt_tokens
+        self.prompt_tokens_cached += sequence.cached_tokens
+        self.time_to_first_token.observe(now - sequence.arrived)
 
-    def _render_counters(self, lines: list[str]) -> None:
-        own = self._labels
-        for name, about, value in (
-            ("prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.", self.prefix_queries),
-            ("prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", self.prefix_hits),
-            ("num_preemptions_total", "Preemptions.", self.preemptions),
-            ("prompt_tokens_total", "Prompt tokens processed.", self.prompt_tokens),
-            ("generation_tokens_total", "Tokens generated.", self.generation_tokens),
-        ):
-            _family(lines, f"vllm:{name}", "counter", about, (own, value))
-        sources = {
-            "local_compute": self.prompt_tokens - self.cached_tokens,
-            "local_cache_hit": self.cached_tokens,
-            "external_kv_transfer": 0,
-        }
-        samples = [(f"{own},{_labels(source=source)}", value) for source, value in sources.items()]
-        _family(lines, "vllm:prompt_tokens_by_source_total", "counter", "Prompt tokens by source.", *samples)
-        samples = [(f"{own},{_labels(finished_reason=reason)}", value) for reason, value in self.finished.items()]
-        _family(lines, "vllm:request_success_total", "counter", "Requests ended.", *samples)
+    def _ended(self, sequence: Sequence) -> None:
+        request = sequence.request
+        first, last = sequence.first_token, sequence.last_token
+        self.request_success[sequence.finish_reason or "error"] += 1
+        self.request_prompt_tokens.observe(request.prompt_tokens)
+        self.request_generation_tokens.observe(sequence.produced)
+        self.request_params_max_tokens.observe(request.max_tokens or request.output_tokens)
+        self.e2e_request_latency.observe(last - sequence.arrived)
+        self.request_queue_time.observe(sequence.admitted - sequence.arrived)
+        self.request_inference_time.observe(last - sequence.admitted)
+        self.request_prefill_time.observe(first - sequence.admitted)
+        self.request_decode_time.observe(last - first)
+        gaps = sequence.produced - 1
+        self.request_time_per_output_token.observe((last - first) / gaps if gaps > 0 else 0.0)
+        self.request_num_preemptions.observe(sequence.preemptions)
+        self.request_prefill_kv_computed_tokens.observe(request.prompt_tokens - sequence.cached_tokens)
 
-
-def _labels(**labels: str | int) -> str:
-    escaped = ((name, str(value).replace("\\", r"\\").replace('"', r"\"")) for name, value in labels.items())
-    return ",".join(f'{name}="{value}"' for name, value in escaped)
-
-
-def _family(lines: list[str], name: str, kind: str, about: str, *samples: tuple[str, float]) -> None:
-    lines.append(f"# HELP {name} {about}\n# TYPE {name} {kind}")
-    for labels, value in samples:
-        lines.append(f"{name}{{{labels}}} {float(value)}" if labels else f"{name} {float(value)}")
-
-
-def _histogram(lines: list[str], name: str, about: str, labels: str, histogram: Histogram) -> None:
-    lines.append(f"# HELP {name} {about}\n# TYPE {name} histogram")
-    below = 0
-    for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts, strict=True):
-        below += count
-        lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {float(below)}')
-    lines.append(f"{name}_count{{{labels}}} {float(below)}\n{name}_sum{{{labels}}} {float(histogram.total)}")
+    def answered(self, answers: int, longest: int) -> None:
+        """A client's request is complete: how many answers it asked for, and the tokens of the longest."""
+        self.request_params_n.observe(answers)
+        self.request_max_num_generation_tokens.observe(longest)

@@ -1,23 +1,36 @@
-"""vLLM's scheduler as a model: continuous batching, chunked prefill, a paged KV cache, preemption.
+"""vLLM's scheduler as a model: continuous batching, chunked prefill, a paged KV cache, preemption, adapters.
 
-No I/O, no clock and no randomness of its own. A step has two halves: ``schedule`` chooses the batch and says how long
-it computes, ``update`` applies what was computed. Whoever drives the model lets that time pass in between, for real
-(``driver``) or in a virtual clock, and sees in the meantime what a real engine's page would show. Only ``update`` puts
-blocks into the prefix cache: a twin that is admitted while they are being computed misses them.
+No I/O, no clock and no randomness of its own; times are whatever seconds the caller counts in. It knows no tokens
+either: a request says how many there are, and names the contents of its full blocks by chained hashes. The interface:
+
+- ``Model(ModelConfig.of(PROFILES["llama-8b-h100"]), Random(seed))`` is one engine (one data-parallel rank).
+- ``add(Request(...), now)`` puts a request into the waiting queue, ``abort(request_id)`` forgets one.
+- ``schedule(now, most_steps=1)`` is the first half of a step: it chooses the batch and says how long it computes
+  (``Batch.duration``). While nothing but decoding goes on, up to ``most_steps`` equal steps come as one batch, whose
+  ``elapsed(n)`` is the time of its first n steps; a caller that has to stop earlier says so in ``update``.
+- ``update(batch, now, steps=None)`` is the second half: tokens appear (``StepResult.produced``), requests end
+  (``finished``), with their times on each ``Sequence``. The caller lets the duration pass in between.
+- ``waiting``, ``running``, ``pool.usage`` are what a real engine's page would show at that moment; ``take_events()``
+  gives the KV cache events since the last call, if the configuration has ``kv_events``.
+
+``epp.engine.driver`` lets the time pass for real, ``epp.engine.virtual`` under a virtual clock, with which hundreds of
+engines fit into one process; both feed ``epp.engine.metrics``.
 
 The order is vLLM's: running requests first, each with its next token or its next chunk of prefill; then waiting ones,
 first come first served, as long as the token budget, the sequence limit and the blocks last. When blocks run out, the
-request admitted last gives its blocks back and computes them again later.
+request admitted last gives its blocks back and computes them again later. Blocks enter the prefix cache when the step
+that fills them is scheduled, so a twin admitted in the same step shares them.
 """
 
-from array import array
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from collections.abc import Sequence as Contents
 from dataclasses import dataclass, field
+from math import nan, sqrt
 from random import Random
 
-from epp.engine.blocks import BlockPool, extend_chain, root_hash
+from epp.engine.blocks import BlockPool, KvEvent
 from epp.engine.profiles import Profile, StepCost
-from epp.engine.tokens import END, answer_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +42,7 @@ class ModelConfig:
         max_loras: adapters that may run at the same time; 0 = no limit.
         time_factor: multiplies every step's duration.
         jitter: standard deviation of a step's duration as a share of it; the factor stays within 0.3 and 1.7.
+        kv_events: whether to record them.
     """
 
     cost: StepCost
@@ -40,6 +54,7 @@ class ModelConfig:
     max_loras: int = 0
     time_factor: float = 1.0
     jitter: float = 0.0
+    kv_events: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what vLLM refuses at start.
@@ -76,93 +91,137 @@ class Request:
 
     Attributes:
         request_id: unique among the requests in the model.
-        prompt: at least one token.
+        prompt_tokens: at least one.
         output_tokens: how many tokens to produce; 0 for an embedding, which ends with its prefill.
+        contents: hashes of the full blocks of the prompt and then of the answer, each covering its whole prefix,
+            adapter and cache salt included. Blocks beyond the last one given have no content and are never shared.
         ends_itself: the last token is the end of the message (finish reason "stop"), else it is cut ("length").
-        seed: chooses the words of the answer.
-        lora: the adapter, whose prefix cache is its own.
-        cache_salt: separates prefix caches further.
+        lora: the adapter, which needs one of the engine's slots.
+        max_tokens: the client's limit, for the statistics; 0 = ``output_tokens``.
     """
 
     request_id: str
-    prompt: "array[int]"
+    prompt_tokens: int
     output_tokens: int
+    contents: Contents[int] = ()
     ends_itself: bool = False
-    seed: int = 0
     lora: str | None = None
-    cache_salt: str | None = None
+    max_tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request in the model: its tokens so far, the blocks it holds, and how far they are computed."""
+    """A request in the model: the blocks it holds, how far they are computed, and when things happened to it.
+
+    Attributes:
+        computed: tokens whose KV is in the blocks (prompt and answer).
+        produced: tokens of the answer.
+        arrived, admitted, first_token, last_token: times; NaN until then. ``admitted`` is the first time.
+        cached_tokens: how much of the prompt was found in the prefix cache when first admitted.
+        finish_reason: "stop", "length" or "abort" at the end.
+    """
 
     request: Request
-    root: int
-    tokens: "array[int]"
     arrived: float
-    chain: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     computed: int = 0
     committed: int = 0
     produced: int = 0
-    admitted: bool = False
+    admitted: float = nan
+    cached_tokens: int = 0
+    first_token: float = nan
+    last_token: float = nan
+    preemptions: int = 0
+    finish_reason: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens so far, those of the prompt and those produced."""
+        return self.request.prompt_tokens + self.produced
 
     @property
     def remaining(self) -> int:
         """Tokens to compute before the next one can be produced; 1 while decoding."""
-        return len(self.tokens) - self.computed
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """A request has left the waiting queue for the first time, with this much of its prompt found in the cache."""
-
-    request_id: str
-    prompt_tokens: int
-    cached_tokens: int
-    queue_seconds: float
+        return self.request.prompt_tokens + self.produced - self.computed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """What a step computes, and for how long in seconds."""
+    """What a step computes: each sequence with its number of tokens. ``steps`` > 1: so many equal steps of decoding.
 
-    duration: float
+    Attributes:
+        scale: of the durations, from time factor and jitter.
+        admissions: sequences that have left the waiting queue for the first time.
+        preempted: sequences that had to give their blocks back.
+        prefill_tokens, decode_sequences, kv_tokens: what the (first) step computes and reads.
+        adapters_loaded: adapters brought into a slot before it.
+    """
+
+    cost: StepCost
+    scale: float
+    steps: int
     scheduled: tuple[tuple[Sequence, int], ...]
-    admissions: tuple[Admission, ...]
-    preempted: tuple[str, ...]
+    admissions: tuple[Sequence, ...]
+    preempted: tuple[Sequence, ...]
     prefill_tokens: int
     decode_sequences: int
     kv_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a step brought: one token for each request in ``tokens``; those in ``finished`` have all of theirs."""
-
-    tokens: tuple[tuple[str, int], ...]
-    finished: tuple[tuple[str, str], ...]
-    batch: Batch
+    adapters_loaded: int = 0
 
     @property
     def duration(self) -> float:
-        """Seconds from the step's start to these tokens."""
-        return self.batch.duration
+        """Seconds that all of its steps compute."""
+        return self.elapsed(self.steps)
+
+    def elapsed(self, steps: int) -> float:
+        """Seconds that its first ``steps`` steps compute: every decoded token is one more to read in the next."""
+        once = self.cost.seconds(self.prefill_tokens, self.decode_sequences, self.kv_tokens)
+        growth = self.cost.kv_token * self.decode_sequences * steps * (steps - 1) / 2
+        return self.scale * (steps * once + growth + self.cost.adapter_load * self.adapters_loaded)
+
+    def steps_by(self, seconds: float) -> int:
+        """How many of its steps have ended after ``seconds``."""
+        low, high = 0, self.steps
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.elapsed(middle) <= seconds:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepResult:
+    """What ``steps`` steps of a batch brought.
+
+    Attributes:
+        produced: sequences that got ``steps`` tokens each (one, if it was their prefill that ended).
+        finished: sequences that have all of their tokens and have left.
+    """
+
+    produced: tuple[Sequence, ...]
+    finished: tuple[Sequence, ...]
+    batch: Batch
+    steps: int
 
 
 class Model:
     """One engine.
 
-    State: ``waiting`` and ``running`` (queues of sequences), ``_sequences`` (all of them by id), ``pool`` (the blocks).
+    State: ``waiting`` and ``running`` (queues of sequences), ``_sequences`` (all of them by id), ``pool`` (the blocks),
+    ``slots`` (adapters that are loaded, the one used longest ago first), ``deferred`` (how many were passed over by the
+    last ``schedule`` for want of a slot).
     """
 
     def __init__(self, config: ModelConfig, rng: Random | None = None) -> None:
         """An idle engine; ``rng`` is asked only if the configuration has jitter."""
         self.config = config
-        self.pool = BlockPool(config.num_blocks)
+        self.pool = BlockPool(config.num_blocks, record=config.kv_events)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.slots: OrderedDict[str, None] = OrderedDict()
+        self.deferred = 0
         self._sequences: dict[str, Sequence] = {}
         self._rng = rng or Random(0)
 
@@ -172,57 +231,107 @@ class Model:
     def __len__(self) -> int:
         return len(self._sequences)
 
-    def add(self, request: Request, now: float) -> None:
+    def add(self, request: Request, now: float) -> Sequence:
         """Puts a request at the end of the waiting queue.
 
         Raises:
             ValueError: the prompt is empty, the request is longer than the context, or its id is in use.
         """
-        total = len(request.prompt) + request.output_tokens
-        if not request.prompt or total > self.config.max_model_len:
+        total = request.prompt_tokens + request.output_tokens
+        if request.prompt_tokens < 1 or total > self.config.max_model_len:
             raise ValueError(f"a request of {total} tokens does not fit a context of {self.config.max_model_len}")
         if request.request_id in self._sequences:
             raise ValueError(f"request id {request.request_id!r} is in use")
-        root = root_hash(request.lora, request.cache_salt)
-        sequence = Sequence(request, root, array("I", request.prompt), now)
-        extend_chain(sequence.chain, sequence.tokens, self.config.block_size, root)
-        self._sequences[request.request_id] = sequence
+        sequence = self._sequences[request.request_id] = Sequence(request, now)
         self.waiting.append(sequence)
+        return sequence
 
-    def abort(self, request_id: str) -> bool:
-        """Forgets a request at once, wherever it is; False if it is not in the model (any more)."""
+    def abort(self, request_id: str) -> Sequence | None:
+        """Forgets a request at once, wherever it is; None if it is not in the model (any more)."""
         sequence = self._sequences.pop(request_id, None)
         if sequence is None:
-            return False
+            return None
         if sequence in self.running:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
         self._release(sequence)
-        return True
+        sequence.finish_reason = "abort"
+        return sequence
 
-    def step(self, now: float) -> StepResult:
-        """Both halves at once, for a driver with nothing to do while the step lasts."""
-        return self.update(self.schedule(now))
+    def take_events(self) -> list[KvEvent]:
+        """What happened to the prefix cache since the last call, in order."""
+        return self.pool.take_events()
 
-    def schedule(self, now: float) -> Batch:
-        """The first half of a step: who computes how many tokens, in blocks allocated for them."""
+    def schedule(self, now: float, most_steps: int = 1, *, admit: bool = True) -> Batch:
+        """The first half of a step: who computes how many tokens, in blocks allocated for them.
+
+        Args:
+            now: when it begins.
+            most_steps: how many equal steps of decoding may come as one batch.
+            admit: whether those that wait are looked at.
+        """
         scheduled: list[tuple[Sequence, int]] = []
-        preempted: list[str] = []
+        preempted: list[Sequence] = []
         budget = self._schedule_running(scheduled, preempted)
-        admissions = [] if preempted else self._schedule_waiting(scheduled, budget, now)
-        decodes = sum(1 for sequence, count in scheduled if count == 1 and sequence.produced)
-        prefill = sum(count for _, count in scheduled) - decodes
-        kv_tokens = sum(sequence.computed for sequence, _ in scheduled)
-        seconds = self.config.cost.seconds(prefill, decodes, kv_tokens) * self.config.time_factor * self._jitter()
-        return Batch(seconds, tuple(scheduled), tuple(admissions), tuple(preempted), prefill, decodes, kv_tokens)
+        before = len(scheduled)
+        admissions = self._schedule_waiting(scheduled, budget, now) if admit and not preempted else []
+        prefill = decodes = kv_tokens = 0
+        for sequence, count in scheduled:
+            kv_tokens += sequence.computed
+            if count == 1 and sequence.produced:
+                decodes += 1
+            else:
+                prefill += count
+        only_decodes = not prefill and not preempted and before == len(scheduled) == len(self.running)
+        steps = self._steps_ahead(most_steps) if only_decodes and most_steps > 1 else 1
+        return Batch(
+            self.config.cost,
+            self.config.time_factor * self._jitter(steps),
+            steps,
+            tuple(scheduled),
+            tuple(admissions),
+            tuple(preempted),
+            prefill,
+            decodes,
+            kv_tokens,
+            self._load_adapters(scheduled),
+        )
 
-    def _jitter(self) -> float:
+    def _steps_ahead(self, most: int) -> int:
+        """How many steps of decoding will be equal to the first one: until a request ends, or blocks may run out.
+
+        Whoever waits goes on waiting meanwhile: what held it back only grows.
+        """
+        steps = min([most, *(s.request.output_tokens - s.produced for s in self.running)])
+        while steps > 1 and self.blocks_ahead(steps) > self.pool.free:
+            steps //= 2
+        return max(steps, 1)
+
+    def blocks_ahead(self, steps: int) -> int:
+        """Blocks yet to be allocated when each running sequence has computed ``steps`` tokens more."""
+        return sum(self._blocks_for(s.computed + steps) - len(s.blocks) for s in self.running)
+
+    def _jitter(self, steps: int) -> float:
+        """The factor of a step, or the mean of the factors of several."""
         if not self.config.jitter:
             return 1.0
-        return min(1.7, max(0.3, self._rng.gauss(1.0, self.config.jitter)))
+        return min(1.7, max(0.3, self._rng.gauss(1.0, self.config.jitter / sqrt(steps))))
 
-    def _schedule_running(self, scheduled: list[tuple[Sequence, int]], preempted: list[str]) -> int:
+    def _load_adapters(self, scheduled: Iterable[tuple[Sequence, int]]) -> int:
+        """Brings the batch's adapters into slots; returns how many were not there."""
+        loaded = 0
+        for lora in dict.fromkeys(sequence.request.lora for sequence, _ in scheduled):
+            if lora is None:
+                continue
+            loaded += lora not in self.slots
+            self.slots[lora] = None
+            self.slots.move_to_end(lora)
+        while self.config.max_loras and len(self.slots) > self.config.max_loras:
+            self.slots.popitem(last=False)
+        return loaded
+
+    def _schedule_running(self, scheduled: list[tuple[Sequence, int]], preempted: list[Sequence]) -> int:
         """Gives each running request its share; returns what is left of the budget."""
         budget = self.config.max_num_batched_tokens
         index = 0
@@ -231,30 +340,34 @@ class Model:
             count = min(sequence.remaining, budget)
             if not self._make_room(sequence, count, preempted):
                 break
+            self._commit(sequence, sequence.computed + count)
             scheduled.append((sequence, count))
             budget -= count
             index += 1
         return budget
 
-    def _make_room(self, sequence: Sequence, count: int, preempted: list[str]) -> bool:
+    def _make_room(self, sequence: Sequence, count: int, preempted: list[Sequence]) -> bool:
         """Allocates the blocks for ``count`` more tokens, preempting from the end of the running queue.
 
         Returns:
             False if the sequence itself had to go.
         """
         needed = self._blocks_for(sequence.computed + count) - len(sequence.blocks)
+        if needed <= 0:
+            return True
         while not self.pool.can_allocate(needed):
             victim = self.running.pop()
             self._release(victim)
+            victim.preemptions += 1
             self.waiting.appendleft(victim)
-            preempted.append(victim.request.request_id)
+            preempted.append(victim)
             if victim is sequence:
                 return False
         sequence.blocks += self.pool.allocate(needed)
         return True
 
-    def _schedule_waiting(self, scheduled: list[tuple[Sequence, int]], budget: int, now: float) -> list[Admission]:
-        admissions: list[Admission] = []
+    def _schedule_waiting(self, scheduled: list[tuple[Sequence, int]], budget: int, now: float) -> list[Sequence]:
+        admissions: list[Sequence] = []
         skipped: list[Sequence] = []
         while self.waiting and budget and len(self.running) < self.config.max_num_seqs:
             sequence = self.waiting[0]
@@ -265,15 +378,14 @@ class Model:
                 break
             self.running.append(self.waiting.popleft())
             count = min(sequence.remaining, budget)
+            self._commit(sequence, sequence.computed + count)
             scheduled.append((sequence, count))
             budget -= count
-            if not sequence.admitted:
-                sequence.admitted = True
-                request = sequence.request
-                admissions.append(
-                    Admission(request.request_id, len(request.prompt), sequence.computed, now - sequence.arrived)
-                )
+            if not sequence.preemptions:
+                sequence.admitted, sequence.cached_tokens = now, sequence.computed
+                admissions.append(sequence)
         self.waiting.extendleft(reversed(skipped))
+        self.deferred = len(skipped)
         return admissions
 
     def _lora_fits(self, sequence: Sequence) -> bool:
@@ -289,12 +401,12 @@ class Model:
         The last token is always computed, since only computing it gives the next one: never all of it is cached.
         Asking for room for all chunks keeps several half-done prefills from starving one another.
         """
-        size = self.config.block_size
-        hits = self.pool.match(sequence.chain, (len(sequence.tokens) - 1) // size)
-        if not self.pool.can_allocate(self._blocks_for(len(sequence.tokens)) - len(hits), hits):
+        size, tokens = self.config.block_size, sequence.tokens
+        hits = self.pool.match(sequence.request.contents, (tokens - 1) // size)
+        if not self.pool.can_allocate(self._blocks_for(tokens) - len(hits), hits):
             return False
         cached = len(hits) * size
-        first_chunk = self._blocks_for(min(len(sequence.tokens), cached + budget))
+        first_chunk = self._blocks_for(min(tokens, cached + budget))
         sequence.blocks = hits + self.pool.allocate(first_chunk - len(hits), hits)
         sequence.computed, sequence.committed = cached, len(hits)
         return True
@@ -302,44 +414,60 @@ class Model:
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.config.block_size)
 
-    def update(self, batch: Batch) -> StepResult:
-        """The second half of a step: blocks enter the prefix cache, tokens appear, finished requests leave."""
-        tokens: list[tuple[str, int]] = []
-        finished: list[tuple[str, str]] = []
+    def _commit(self, sequence: Sequence, tokens: int) -> None:
+        """Enters into the prefix cache what ``tokens`` computed tokens fill of its blocks."""
+        full = min(tokens // self.config.block_size, len(sequence.request.contents))
+        if full > sequence.committed:
+            self.pool.commit(sequence.blocks, sequence.request.contents, sequence.committed, full)
+            sequence.committed = full
+
+    def update(self, batch: Batch, now: float, steps: int | None = None) -> StepResult:
+        """The second half of a step: tokens appear, finished requests leave.
+
+        Args:
+            batch: what ``schedule`` returned last.
+            now: when its steps ended.
+            steps: how many of its steps are done, if not all of them; the others are forgotten.
+        """
+        steps = batch.steps if steps is None else steps
+        produced: list[Sequence] = []
+        finished: list[Sequence] = []
         for sequence, count in batch.scheduled:
-            request = sequence.request
-            if self._sequences.get(request.request_id) is not sequence:
+            if sequence.finish_reason is not None:
                 continue  # aborted while it was being computed
-            sequence.computed += count
-            self._commit(sequence)
-            if sequence.remaining:
-                continue
+            if steps > 1:
+                self._run_ahead(sequence, steps)
+            sequence.computed += count * steps
+            if sequence.remaining > 0:
+                continue  # more of its prompt to come
+            request = sequence.request
             if sequence.produced < request.output_tokens:
-                tokens.append((request.request_id, self._produce(sequence)))
+                if not sequence.produced:
+                    sequence.first_token = now
+                sequence.produced += steps
+                sequence.last_token = now
+                produced.append(sequence)
             if sequence.produced == request.output_tokens:
-                finished.append((request.request_id, "stop" if request.ends_itself else "length"))
-        self._finish([request_id for request_id, _ in finished])
-        return StepResult(tuple(tokens), tuple(finished), batch)
+                if not sequence.produced:
+                    sequence.first_token = sequence.last_token = now
+                sequence.finish_reason = "stop" if request.ends_itself else "length"
+                finished.append(sequence)
+        if finished:
+            self._finish(finished)
+        return StepResult(tuple(produced), tuple(finished), batch, steps)
 
-    def _commit(self, sequence: Sequence) -> None:
-        for index in range(sequence.committed, sequence.computed // self.config.block_size):
-            self.pool.commit(sequence.blocks[index], sequence.chain[index])
-            sequence.committed = index + 1
+    def _run_ahead(self, sequence: Sequence, steps: int) -> None:
+        """Allocates and fills the blocks of the steps after the first, for which ``_steps_ahead`` has seen to room."""
+        tokens = sequence.computed + steps
+        needed = self._blocks_for(tokens) - len(sequence.blocks)
+        if needed > 0:
+            sequence.blocks += self.pool.allocate(needed)
+        self._commit(sequence, tokens)
 
-    def _produce(self, sequence: Sequence) -> int:
-        request = sequence.request
-        last = sequence.produced + 1 == request.output_tokens
-        token = END if last and request.ends_itself else answer_token(request.seed, sequence.produced)
-        sequence.produced += 1
-        sequence.tokens.append(token)
-        extend_chain(sequence.chain, sequence.tokens, self.config.block_size, sequence.root)
-        return token
-
-    def _finish(self, request_ids: list[str]) -> None:
-        gone = [self._sequences.pop(request_id) for request_id in request_ids]
-        if gone:
-            self.running = [sequence for sequence in self.running if sequence.request.request_id in self._sequences]
-        for sequence in gone:
+    def _finish(self, finished: list[Sequence]) -> None:
+        self.running = [sequence for sequence in self.running if sequence.finish_reason is None]
+        for sequence in finished:
+            del self._sequences[sequence.request.request_id]
             self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:

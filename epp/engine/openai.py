@@ -1,8 +1,4 @@
-"""The OpenAI-compatible wire as vLLM speaks it: reading requests, writing answers and stream chunks. No I/O.
-
-A chunk of a stream is a constant before the text and one after it, so writing one costs a concatenation; the words of
-an answer never need escaping.
-"""
+"""The OpenAI-compatible wire as vLLM speaks it: reading requests, and answers that are no generated text. No I/O."""
 
 import base64
 import json
@@ -17,23 +13,22 @@ import msgspec
 import xxhash
 
 from epp.engine.model import Request
-from epp.engine.tokens import answer_length, chat_tokens, text_tokens, token_text
+from epp.engine.text import Text
+from epp.engine.tokens import answer_length, chat_tokens, text_tokens
+from epp.engine.tools import ToolCall, ToolChoiceError, choose_call
 
 EMBEDDING_SIZE = 384
-FINGERPRINT = "vllm-simulated"
-DONE = b"data: [DONE]\n\n"
-
 _KINDS = {400: "BadRequestError", 404: "NotFoundError", 429: "RateLimitError"}
 
 
 class ApiError(Exception):
     """An answer other than 200, in the form of vLLM's."""
 
-    def __init__(self, status: int, message: str, param: str | None = None) -> None:
-        """``param`` names the field of the request that is wrong."""
+    def __init__(self, status: int, message: str, param: str | None = None, kind: str | None = None) -> None:
+        """``param`` names the field of the request that is wrong, ``kind`` the type of error if it is no usual one."""
         super().__init__(message)
         self.status = status
-        kind = _KINDS.get(status, "InternalServerError" if status >= 500 else "BadRequestError")
+        kind = kind or _KINDS.get(status, "InternalServerError" if status >= 500 else "BadRequestError")
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
@@ -53,7 +48,7 @@ class _Body(msgspec.Struct, kw_only=True):
     stream_options: StreamOptions | None = None
     max_tokens: _Positive | None = None
     min_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
-    n: int | None = 1
+    n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = 1
     ignore_eos: bool = False
     cache_salt: str | None = None
 
@@ -69,10 +64,22 @@ class ChatBody(_Body, kw_only=True):
     messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
     max_completion_tokens: _Positive | None = None
     tools: list[Any] | None = None
+    tool_choice: Any = None
 
-    def prompt_tokens(self) -> "array[int]":
+    def prompts(self) -> "list[array[int]]":
         """The prompt after the chat template."""
-        return chat_tokens(self.messages, self.tools)
+        return [chat_tokens(self.messages, self.tools)]
+
+    def call(self, seed: int) -> ToolCall | None:
+        """The tool that an answer calls.
+
+        Raises:
+            ApiError: the tools can't be followed.
+        """
+        try:
+            return choose_call(self.tools, self.tool_choice, self.messages, seed)
+        except ToolChoiceError as error:
+            raise ApiError(400, str(error), "tool_choice") from error
 
     def limit(self) -> int | None:
         """The most tokens to generate; None = as many as the context has room for."""
@@ -84,16 +91,53 @@ class CompletionBody(_Body, kw_only=True):
 
     prompt: str | list[Any]
 
-    def prompt_tokens(self) -> "array[int]":
-        """The prompt, given as a text, as token ids, or as a list with one of these."""
-        prompts = read_inputs(self.prompt, "prompt")
-        if len(prompts) > 1:
-            raise ApiError(400, "the simulated engine takes one prompt a request", "prompt")
-        return prompts[0]
+    def prompts(self) -> "list[array[int]]":
+        """The prompts, each given as a text or as token ids."""
+        return read_inputs(self.prompt, "prompt")
+
+    def call(self, seed: int) -> ToolCall | None:
+        """Completions call no tools."""
+        return None
 
     def limit(self) -> int | None:
         """OpenAI's default is 16."""
         return self.max_tokens or 16
+
+
+class TokenizeBody(msgspec.Struct, kw_only=True):
+    """``POST /tokenize``: a prompt, or a chat."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[Any] | None = None
+
+    def tokens(self) -> "array[int]":
+        """The tokens that a request with this prompt or chat would have.
+
+        Raises:
+            ApiError: there is neither.
+        """
+        if self.messages:
+            return chat_tokens(self.messages, self.tools)
+        if self.prompt is None:
+            raise ApiError(400, "prompt or messages must be given", "prompt")
+        return text_tokens(self.prompt)
+
+
+class DetokenizeBody(msgspec.Struct, kw_only=True):
+    """``POST /detokenize``."""
+
+    tokens: list[Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]
+    model: str | None = None
+
+
+class LoraBody(msgspec.Struct, kw_only=True):
+    """``POST /v1/load_lora_adapter`` and ``/v1/unload_lora_adapter``."""
+
+    lora_name: str = ""
+    lora_path: str = ""
+    load_inplace: bool = False
 
 
 class EmbeddingBody(msgspec.Struct, kw_only=True):
@@ -136,109 +180,83 @@ def decode(raw: bytes, kind: type[Body]) -> Body:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the engine holds a request against: context in tokens, mean length of an answer, seed of the answers."""
+    """What the engine holds a request against: context in tokens, mean length of an answer, seed, tokens a block."""
 
     max_model_len: int
     answer_tokens: int
     seed: int
+    block_size: int
 
 
-def to_request(body: ChatBody | CompletionBody, request_id: str, lora: str | None, limits: Limits) -> Request:
-    """What the engine has to compute for a chat or a completion.
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """One of the answers asked for: what the model computes, its text, and the tool that it calls.
+
+    Attributes:
+        call_tokens: how many tokens the call takes; fewer may be produced, if the answer is cut.
+    """
+
+    request: Request
+    text: Text
+    call: ToolCall | None = None
+    call_tokens: int = 0
+
+
+def to_choices(body: ChatBody | CompletionBody, request_id: str, lora: str | None, limits: Limits) -> "list[Choice]":
+    """What the engine has to compute for a chat or a completion: ``n`` answers for each prompt, prompts in order.
 
     Raises:
-        ApiError: more than one answer is asked for, or the context is too short.
+        ApiError: the context is too short, or the tools can't be followed.
     """
-    if body.n not in (None, 1):
-        raise ApiError(400, "the simulated engine gives one answer a request: n must be 1", "n")
-    prompt = body.prompt_tokens()
-    room = limits.max_model_len - len(prompt)
+    choices: list[Choice] = []
+    for prompt in body.prompts():
+        limit = _limit(body, len(prompt), limits)
+        for _ in range(body.n or 1):
+            name = f"{request_id}-{len(choices)}"
+            seed = xxhash.xxh3_64_intdigest(prompt, seed=limits.seed + len(choices))
+            choices.append(_choice(body, name, prompt, limit, seed, lora, limits))
+    return choices
+
+
+def _limit(body: ChatBody | CompletionBody, prompt_tokens: int, limits: Limits) -> int:
+    room = limits.max_model_len - prompt_tokens
     asked = body.limit()
     if (asked or 1) > room:
         raise ApiError(
             400,
-            f"This model's maximum context length is {limits.max_model_len} tokens, but the request has {len(prompt)} "
-            f"tokens of prompt and asks for {asked or 1} more. Shorten one of them.",
+            f"This model's maximum context length is {limits.max_model_len} tokens, but the request has "
+            f"{prompt_tokens} tokens of prompt and asks for {asked or 1} more. Shorten one of them.",
             "max_tokens",
         )
-    limit = asked or room
-    seed = xxhash.xxh3_64_intdigest(prompt, seed=limits.seed)
-    natural = max(answer_length(seed, limits.answer_tokens), body.min_tokens)
-    ends_itself = not body.ignore_eos and natural < limit
-    return Request(request_id, prompt, natural if ends_itself else limit, ends_itself, seed, lora, body.cache_salt)
+    return asked or room
 
 
-def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
-    """The ``usage`` object of an answer."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "completion_tokens": completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached_tokens},
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Writes one answer; ``created`` is a Unix time in whole seconds."""
-
-    response_id: str
-    model: str
-    created: int
-    chat: bool
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.response_id, "object": kind, "created": self.created, "model": self.model}
-
-    def full(self, tokens: Iterable[int], finish_reason: str, used: dict[str, Any]) -> bytes:
-        """The whole answer as one JSON object."""
-        text = b"".join(map(token_text, tokens)).decode()
-        finish = {"logprobs": None, "finish_reason": finish_reason, "stop_reason": None, "token_ids": None}
-        if self.chat:
-            message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-            message.update(tool_calls=[], reasoning=None)
-            head, choice = self._head("chat.completion"), {"index": 0, "message": message, **finish}
-        else:
-            head, choice = self._head("text_completion"), {"index": 0, "text": text, **finish}
-        return _json({**head, "choices": [choice], "system_fingerprint": FINGERPRINT, "usage": used})
-
-    def chunks(self) -> "Chunks":
-        """The writer for a stream."""
-        if not self.chat:
-            head = _json(self._head("text_completion"))[:-1] + b',"choices":[{"index":0,"text":"'
-            end = b'","logprobs":null,"finish_reason":%s,"stop_reason":null,"token_ids":null}],"usage":null}\n\n'
-            return Chunks(b"", b"data: " + head, end % b"null", end)
-        head = b"data: " + _json(self._head("chat.completion.chunk"))[:-1]
-        first = (
-            b',"choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],'
-            b'"prompt_token_ids":null,"prompt_text":null}\n\n'
-        )
-        before = b',"choices":[{"index":0,"delta":{"content":"'
-        after = b'"},"logprobs":null,"finish_reason":%s,"token_ids":null}]}\n\n'
-        last = b'"},"logprobs":null,"finish_reason":%s,"stop_reason":null,"token_ids":null}]}\n\n'
-        return Chunks(head + first, head + before, after % b"null", last)
-
-    def usage_chunk(self, used: dict[str, Any]) -> bytes:
-        """The chunk without choices that ends a stream with ``include_usage``."""
-        head = self._head("chat.completion.chunk" if self.chat else "text_completion")
-        return b"data: " + _json({**head, "choices": [], "usage": used, "system_fingerprint": FINGERPRINT}) + b"\n\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Chunks:
-    """Server-sent events of one stream: ``first`` once, then ``before`` + text + ``after`` or ``last % reason``."""
-
-    first: bytes
-    before: bytes
-    after: bytes
-    last: bytes
-
-    def events(self, tokens: list[int], *, opening: bool, finish_reason: str | None) -> list[bytes]:
-        """One event a token, with the role before the first and the reason in the last."""
-        events = [self.before + token_text(token) + self.after for token in tokens]
-        if finish_reason is not None and tokens:
-            events[-1] = self.before + token_text(tokens[-1]) + self.last % f'"{finish_reason}"'.encode()
-        return [self.first, *events] if opening and self.first else events
+def _choice(
+    body: ChatBody | CompletionBody,
+    name: str,
+    prompt: "array[int]",
+    limit: int,
+    seed: int,
+    lora: str | None,
+    limits: Limits,
+) -> Choice:
+    call = body.call(seed)
+    answer = text_tokens(msgspec.json.encode([call]).decode()) if call else None
+    natural = len(answer) + 1 if answer else max(answer_length(seed, limits.answer_tokens), body.min_tokens)
+    ends_itself = natural <= limit if answer else not body.ignore_eos and natural < limit
+    output = natural if ends_itself else limit
+    text = Text(
+        prompt,
+        limits.block_size,
+        output,
+        seed=seed,
+        ends_itself=ends_itself,
+        answer=answer,
+        lora=lora,
+        cache_salt=body.cache_salt,
+    )
+    request = Request(name, len(prompt), output, text, ends_itself, lora, limit)
+    return Choice(request, text, call, len(answer) if answer else 0)
 
 
 def embedding(tokens: "array[int]", index: int, *, as_base64: bool) -> dict[str, Any]:

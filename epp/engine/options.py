@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from epp.engine.kv_events import Format, KvEventsConfig
 from epp.engine.model import ModelConfig
 from epp.engine.profiles import PROFILES, Profile
 
@@ -12,12 +13,18 @@ class EngineOptions:
 
     Attributes:
         port: 0 = any free one.
-        loras: adapters served beside the model, each under its own name.
-        max_loras: adapters that may run at the same time; None = all of them.
+        loras: adapters served beside the model from the start, each under its own name.
+        max_loras: adapters that may run at the same time; None = as many as there are at the start. If that is none,
+            the engine takes no adapters.
         seed: of the answers, of the jitter and of the injected failures.
         time_factor: multiplies the duration of every step.
         jitter: standard deviation of a step's duration as a share of it.
-        failure_rate: share of the requests answered with 500, from 0 to 1.
+        failure_rate: share of the requests that fail, from 0 to 1, each with one of ``failure_statuses``.
+        data_parallel_size: how many ranks, each with a scheduler and a cache of its own, this server has.
+        data_parallel_rank: the number of the first of them.
+        kv_events: where to publish what happens in the prefix cache; None = nowhere.
+        kv_events_format: see ``epp.engine.kv_events``.
+        startup_seconds: before the command listens, as if it loaded weights.
         grace: seconds that running requests get to end when the engine is closed; then they are cut.
     """
 
@@ -36,6 +43,12 @@ class EngineOptions:
     time_factor: float = 1.0
     jitter: float = 0.0
     failure_rate: float = 0.0
+    failure_statuses: tuple[int, ...] = (500,)
+    data_parallel_size: int = 1
+    data_parallel_rank: int = 0
+    kv_events: KvEventsConfig | None = None
+    kv_events_format: Format = "map"
+    startup_seconds: float = 0.0
     grace: float = 0.0
 
     def named_profile(self) -> Profile:
@@ -47,6 +60,17 @@ class EngineOptions:
         if self.profile not in PROFILES:
             raise ValueError(f"no profile {self.profile!r}; there are {', '.join(PROFILES)}")
         return PROFILES[self.profile]
+
+    def ranks(self) -> tuple[int, ...]:
+        """The data-parallel ranks of this server.
+
+        Raises:
+            ValueError: there would be none.
+        """
+        if self.data_parallel_size < 1 or self.data_parallel_rank < 0:
+            size, first = self.data_parallel_size, self.data_parallel_rank
+            raise ValueError(f"data_parallel_size is {size} and the first rank {first}: at least 1 rank from 0 on")
+        return tuple(range(self.data_parallel_rank, self.data_parallel_rank + self.data_parallel_size))
 
     def config(self) -> ModelConfig:
         """The model's configuration; a context that is not asked for shrinks to what the blocks hold.
@@ -66,6 +90,7 @@ class EngineOptions:
             max_num_batched_tokens=self.max_num_batched_tokens or profile.max_num_batched_tokens,
             max_model_len=self.max_model_len or context,
             max_loras=self.max_loras or len(self.loras),
+            kv_events=self.kv_events is not None and self.kv_events.enabled,
             time_factor=self.time_factor,
             jitter=self.jitter,
         )

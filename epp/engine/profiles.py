@@ -17,6 +17,7 @@ class StepCost:
     prefill_token: float
     decode_sequence: float
     kv_token: float
+    adapter_load: float = 0.0
 
     def seconds(self, prefill_tokens: int, decode_sequences: int, kv_tokens: int) -> float:
         """The duration of a step that computes and reads as much as this."""

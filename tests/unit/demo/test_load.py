@@ -45,7 +45,7 @@ async def test_replay_answers_every_call() -> None:
     answers: list[Answer] = []
     async with EngineServer(EngineOptions()) as engine:
         await asyncio.wait_for(replay(f"http://{engine.address}", calls, answers.append), 30.0)
-        assert engine.metrics.finished["length"] == len(calls)
+        assert engine.metrics[0].request_success["length"] == len(calls)
     assert len(answers) == len(calls)
     assert [answer.error for answer in answers] == [None] * len(calls)
     assert all(0 < answer.ttft <= answer.duration for answer in answers)

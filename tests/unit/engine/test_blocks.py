@@ -8,16 +8,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from epp.engine.blocks import BlockPool, extend_chain, root_hash
+from epp.engine.blocks import AllBlocksCleared, BlockPool, BlockRemoved, BlockStored
+from epp.engine.text import Text
 
 SIZE = 4
 
 
 def chain(text: str, root: str | None = None) -> list[int]:
     """The hashes of a text whose characters are tokens."""
-    hashes: list[int] = []
-    extend_chain(hashes, array("I", map(ord, text)), SIZE, root_hash(root))
-    return hashes
+    return list(Text(array("I", map(ord, text)), SIZE, lora=root))
 
 
 def hold(pool: BlockPool, text: str) -> list[int]:
@@ -25,8 +24,7 @@ def hold(pool: BlockPool, text: str) -> list[int]:
     hashes = chain(text)
     hits = pool.match(hashes, len(hashes))
     blocks = hits + pool.allocate(len(hashes) - len(hits), hits)
-    for block, content in zip(blocks[len(hits) :], hashes[len(hits) :], strict=True):
-        pool.commit(block, content)
+    pool.commit(blocks, hashes, len(hits), len(hashes))
     return blocks
 
 
@@ -44,12 +42,6 @@ def test_a_hash_covers_its_whole_prefix(left: str, right: str, shared: int) -> N
     pairs = list(zip(chain(left), chain(right), strict=False))
     assert sum(a == b for a, b in pairs) == shared
     assert all(a != b for a, b in pairs[shared:])
-
-
-def test_a_chain_grows_without_changing() -> None:
-    grown = chain("aaaabbbb")
-    extend_chain(grown, array("I", map(ord, "aaaabbbbcccc")), SIZE, root_hash(None))
-    assert grown == chain("aaaabbbbcccc")
 
 
 def test_an_adapter_has_chains_of_its_own() -> None:
@@ -92,7 +84,7 @@ def test_when_one_of_two_equal_blocks_is_evicted_the_other_still_hits() -> None:
         pool = BlockPool(2)
         twins = pool.allocate(2)
         for block in twins:
-            pool.commit(block, chain("aaaa")[0])
+            pool.commit([block], chain("aaaa"), 0, 1)
         pool.release([twins[first_evicted]])
         pool.allocate(1)
         assert pool.match(chain("aaaa"), 1) == [twins[1 - first_evicted]]
@@ -101,14 +93,42 @@ def test_when_one_of_two_equal_blocks_is_evicted_the_other_still_hits() -> None:
         assert not pool.match(chain("aaaa"), 1)
 
 
-def test_clear_forgets_what_nobody_holds() -> None:
+def test_clear_waits_until_nobody_holds_a_block() -> None:
     pool = BlockPool(3)
-    hold(pool, "aaaa")
-    pool.release(hold(pool, "bbbb"))
-    pool.clear()
+    held = hold(pool, "aaaa")
+    assert not pool.clear()
     assert pool.match(chain("aaaa"), 1)
-    assert not pool.match(chain("bbbb"), 1)
-    assert pool.used == 1
+    pool.release(held)
+    assert pool.clear()
+    assert not pool.match(chain("aaaa"), 1)
+
+
+def test_blocks_without_content_are_taken_first() -> None:
+    pool = BlockPool(3)
+    pool.release(hold(pool, "aaaabbbb"))
+    pool.release(pool.allocate(1))
+    assert len(pool.match(chain("aaaabbbb"), 2)) == 2
+    pool.release(pool.allocate(1))
+    assert len(pool.match(chain("aaaabbbb"), 2)) == 2
+
+
+def test_events_tell_what_is_stored_after_what_and_what_is_gone() -> None:
+    pool = BlockPool(3, record=True)
+    pool.release(hold(pool, "aaaabbbb"))
+    pool.release(hold(pool, "aaaacccc"))
+    pool.release(hold(pool, "dddd"))
+    assert pool.clear()
+    first, second, removed, third, cleared = pool.take_events()
+    assert isinstance(first, BlockStored)
+    assert isinstance(second, BlockStored)
+    assert isinstance(third, BlockStored)
+    a_b, a_c = chain("aaaabbbb"), chain("aaaacccc")
+    assert (first.hashes, first.parent) == (a_b, None)
+    assert (second.hashes, second.parent) == (a_c[1:], a_c[0])
+    assert removed == BlockRemoved(a_b[1])
+    assert (third.hashes, third.parent) == (chain("dddd"), None)
+    assert cleared == AllBlocksCleared()
+    assert pool.take_events() == []
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -146,9 +166,10 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def compute(self, data: st.DataObject) -> None:
         text, blocks = data.draw(st.sampled_from(self.held))
-        for index, content in enumerate(chain(text)):
+        hashes = chain(text)
+        for index in range(len(hashes)):
             if blocks[index] not in self.text_of:
-                self.pool.commit(blocks[index], content)
+                self.pool.commit(blocks, hashes, index, index + 1)
                 self.text_of[blocks[index]] = text[: (index + 1) * SIZE]
 
     @precondition(lambda self: self.held)
@@ -159,8 +180,11 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def clear(self) -> None:
-        self.pool.clear()
-        self.text_of = {block: text for block, text in self.text_of.items() if block in self.users}
+        if self.pool.clear():
+            assert not self.users
+            self.text_of = {}
+        else:
+            assert self.users
 
     @invariant()
     def references_are_users(self) -> None:

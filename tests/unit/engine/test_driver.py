@@ -1,13 +1,12 @@
 """The driver under a clock of the test's: steps end when the model says, rounding doesn't add up, idling is free."""
 
 import asyncio
-from array import array
 from collections.abc import AsyncIterator
 
 import pytest
 
 from epp.engine.driver import MAX_LATE, Driver, EngineStoppedError
-from epp.engine.metrics import EngineInfo, EngineMetrics
+from epp.engine.metrics import EngineMetrics
 from epp.engine.model import Model, ModelConfig, Request
 from epp.engine.profiles import StepCost
 
@@ -39,7 +38,7 @@ async def time() -> Time:
 
 @pytest.fixture
 async def driver(time: Time) -> AsyncIterator[Driver]:
-    driver = Driver(Model(CONFIG), EngineMetrics(EngineInfo("m", 4, 64, 256, 0, 0.0)), time.clock, time.sleep)
+    driver = Driver(Model(CONFIG), EngineMetrics(256), None, time.clock, time.sleep)
     task = asyncio.create_task(driver.run())
     yield driver
     task.cancel()
@@ -47,7 +46,7 @@ async def driver(time: Time) -> AsyncIterator[Driver]:
 
 
 def request(name: str, output: int) -> Request:
-    return Request(name, array("I", range(8)), output)
+    return Request(name, 8, output)
 
 
 async def test_rounding_does_not_add_up(driver: Driver, time: Time) -> None:
@@ -80,20 +79,32 @@ async def test_a_step_starts_when_the_request_comes_not_before(driver: Driver, t
     time.now += 60.0
     stream = driver.submit(request("b", 1))
     await stream.all()
-    assert stream.first_token - stream.arrived == pytest.approx(STEP, abs=0.001)
+    (sequence,) = stream.sequences
+    assert sequence.first_token - sequence.arrived == pytest.approx(STEP, abs=0.001)
 
 
 async def test_tokens_come_step_by_step_and_times_are_counted(driver: Driver) -> None:
     stream = driver.submit(request("a", 3))
     pieces = []
     while not stream.done:
-        pieces.append(len(await stream.more()))
-    assert sum(pieces) == 3
+        pieces += await stream.more()
+    assert pieces == [range(1), range(1, 2), range(2, 3)]
     metrics = driver.metrics
-    assert metrics.ttft.total == pytest.approx(STEP, abs=0.001)
-    assert metrics.itl.total == pytest.approx(2 * STEP, abs=0.001)
-    assert metrics.e2e.total == pytest.approx(3 * STEP, abs=0.001)
-    assert (sum(metrics.ttft.counts), sum(metrics.itl.counts), sum(metrics.e2e.counts)) == (1, 2, 1)
+    assert metrics.time_to_first_token.total == pytest.approx(STEP, abs=0.001)
+    assert metrics.inter_token_latency.total == pytest.approx(2 * STEP, abs=0.001)
+    assert metrics.e2e_request_latency.total == pytest.approx(3 * STEP, abs=0.001)
+    counted = (metrics.time_to_first_token, metrics.inter_token_latency, metrics.e2e_request_latency)
+    assert [sum(histogram.counts) for histogram in counted] == [histogram.count for histogram in counted] == [1, 2, 1]
+
+
+async def test_several_answers_are_read_as_one(driver: Driver) -> None:
+    stream = driver.submit(request("a", 1), request("b", 3), answers=2)
+    pieces = []
+    while not stream.done:
+        pieces.append(await stream.more())
+    assert pieces == [[range(1), range(1)], [range(1, 1), range(1, 2)], [range(1, 1), range(2, 3)]]
+    assert driver.metrics.request_params_n.total == 2
+    assert driver.metrics.request_max_num_generation_tokens.total == 3
 
 
 async def test_stop_tells_every_reader(driver: Driver) -> None:
@@ -111,5 +122,15 @@ async def test_abort_of_an_ended_request_is_nothing(driver: Driver) -> None:
     stream = driver.submit(request("a", 1))
     await stream.all()
     driver.abort(stream)
-    assert driver.metrics.finished["length"] == 1
-    assert driver.metrics.finished["abort"] == 0
+    assert driver.metrics.request_success["length"] == 1
+
+
+async def test_an_aborted_request_leaves_no_trace_in_the_histograms(driver: Driver) -> None:
+    """vLLM counts nothing for a client that has gone, but for the tokens that it got."""
+    stream = driver.submit(request("a", 200))
+    await stream.more()
+    driver.abort(stream)
+    await driver.drained()
+    metrics = driver.metrics
+    assert (metrics.generation_tokens, sum(metrics.request_success.values())) == (1, 0)
+    assert metrics.e2e_request_latency.count == metrics.request_params_n.count == 0

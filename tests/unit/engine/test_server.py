@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 import signal
 import struct
 import sys
@@ -185,7 +186,7 @@ async def test_headers_of_a_stream_come_before_the_first_token() -> None:
     ):
         assert response.status == 200
         assert len(engine.model.running) == 1
-        assert engine.metrics.generation_tokens == 0
+        assert engine.metrics[0].generation_tokens == 0
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -196,7 +197,6 @@ async def test_a_client_that_goes_away_aborts_its_request(streamed: bool) -> Non
         call.cancel()
         await asyncio.wait_for(engine.drained(), DEADLINE)
         assert len(engine.model) == engine.model.pool.used == 0
-        assert engine.metrics.finished["abort"] == 1
 
 
 async def _read(http: aiohttp.ClientSession, body: dict[str, Any]) -> bytes:
@@ -226,8 +226,12 @@ async def _until(http: aiohttp.ClientSession, running: int, waiting: int = 0) ->
         pytest.param(CHAT, hello(max_tokens="4"), 400, "max_tokens", id="tokens as text"),
         pytest.param(CHAT, hello(max_tokens=2038), 400, "2048", id="longer than the context"),
         pytest.param(CHAT, hello(max_completion_tokens=2038), 400, "2048", id="the same by its newer name"),
-        pytest.param(CHAT, hello(n=2), 400, "n must be 1", id="several answers"),
-        pytest.param("/v1/completions", {"prompt": ["a", "b"]}, 400, "one prompt", id="several prompts"),
+        pytest.param(CHAT, hello(n=0), 400, "$.n", id="no answers"),
+        pytest.param(CHAT, hello(tools=[{"type": "function"}]), 400, "a function with a name", id="tool without name"),
+        pytest.param(CHAT, hello(tool_choice="required"), 400, "there are no tools", id="a call without tools"),
+        pytest.param(CHAT, hello(tool_choice="maybe"), 400, "'maybe'", id="unknown choice"),
+        pytest.param("/tokenize", {}, 400, "prompt or messages", id="nothing to tokenize"),
+        pytest.param("/tokenize", {"prompt": "x", "model": "gpt"}, 404, "gpt", id="unknown model to tokenize for"),
         pytest.param("/v1/completions", {"prompt": ""}, 400, "empty", id="empty prompt"),
         pytest.param("/v1/completions", {"prompt": [-1]}, 400, "token ids", id="negative token"),
         pytest.param("/v1/completions", {"prompt": [{"a": 1}]}, 400, "token ids", id="prompt of objects"),
@@ -268,7 +272,7 @@ async def test_a_failure_asked_for_by_header(http: aiohttp.ClientSession) -> Non
         assert (await response.json())["error"]["type"] == "RateLimitError"
 
 
-@pytest.mark.parametrize("header", ["x-sim-fail", "x-sim-die-after"])
+@pytest.mark.parametrize("header", ["x-sim-fail", "x-sim-die-after", "x-sim-stall-after", "x-sim-delay"])
 async def test_a_header_that_is_no_number_is_refused(http: aiohttp.ClientSession, header: str) -> None:
     async with http.post(CHAT, json=hello(), headers={header: "often"}) as response:
         assert response.status == 400
@@ -342,28 +346,44 @@ async def test_a_connection_is_kept_for_many_requests(engine: EngineServer) -> N
     assert len(created) == 1
 
 
-async def test_the_page_is_a_subset_of_a_real_one(http: aiohttp.ClientSession) -> None:
-    """Each family has the real type, its samples the real label names, its histograms the real buckets."""
-    real = {f.name: f for f in text_string_to_metric_families(captured("vllm-0.32-metrics-loaded.txt"))}
-    ours = await families(http)
-    assert ours.keys() - real.keys() == {"vllm:lora_requests_info"}, "served only with adapters, which the real lacked"
-    for name in ours.keys() & real.keys():
-        assert ours[name].type == real[name].type, name
-        if name == "vllm:cache_config_info":
-            (sample,), (theirs,) = ours[name].samples, real[name].samples
-            assert sample.labels.keys() <= theirs.labels.keys()
-            continue
-        assert _series(ours[name]) == _series(real[name])
+@pytest.mark.parametrize("capture", ["vllm-0.32-metrics-loaded.txt", "vllm-0.32-metrics-idle.txt"])
+async def test_the_page_is_that_of_a_real_engine(capture: str) -> None:
+    """Every family with its type, every sample with its labels, in the real order: only the values are ours."""
+    real = list(text_string_to_metric_families(captured(capture)))
+    async with EngineServer(EngineOptions(max_model_len=2048)) as engine, client(engine) as http:
+        await post(http, CHAT, hello())
+        ours = list((await families(http)).values())
+    assert [family.name for family in ours] == [family.name for family in real]
+    for mine, theirs in zip(ours, real, strict=True):
+        assert mine.type == theirs.type, mine.name
+        assert _series(mine) == _series(theirs)
 
 
-def _series(family: Metric) -> set[tuple[str, ...]]:
-    """The family's samples by name, label names, and the values of those labels that are the same everywhere."""
-    own = {"le", "source", "finished_reason", "engine"}
-    return {
+def _series(family: Metric) -> list[tuple[str, ...]]:
+    """The family's samples by name and labels, with the values of those labels that are the same everywhere."""
+    own = {"le", "source", "finished_reason", "engine", "reason", "sleep_state", "generation", "handler", "method"}
+    return sorted(
         (sample.name, *sorted(f"{k}={v if k in own else '*'}" for k, v in sample.labels.items()))
         for sample in family.samples
-        if not sample.name.endswith("_created")
-    }
+    )
+
+
+async def test_every_line_of_the_page_has_the_form_of_the_real_ones(http: aiohttp.ClientSession) -> None:
+    """A picker that reads the text by patterns of its own sees the same shapes: labels in order, floats."""
+    await post(http, CHAT, hello())
+    async with http.get("/metrics") as response:
+        ours = await response.text()
+    real = captured("vllm-0.32-metrics-loaded.txt")
+
+    def shapes(page: str) -> dict[str, tuple[str, ...]]:
+        lines = [line.rpartition(" ") for line in page.splitlines() if not line.startswith("#")]
+        assert all(re.fullmatch(r"[-+.e0-9]+", value) for _, _, value in lines)
+        return {name.partition("{")[0]: tuple(re.findall(r'([a-z_]+)="', name)) for name, _, _ in lines}
+
+    assert shapes(ours).items() - shapes(real).items() == {
+        ("vllm:lora_requests_info", ("max_lora", "running_lora_adapters", "waiting_lora_adapters"))
+    }, "served only with adapters, which the real one lacked"
+    assert shapes(real).items() <= shapes(ours).items()
 
 
 async def test_the_page_counts_what_happened(http: aiohttp.ClientSession) -> None:
@@ -379,19 +399,49 @@ async def test_the_page_counts_what_happened(http: aiohttp.ClientSession) -> Non
     assert by_source["vllm:prompt_tokens_by_source_total,local_compute"] == 48
     assert by_source["vllm:prompt_tokens_by_source_total,local_cache_hit"] == 32
     assert values(page["vllm:request_success"])["vllm:request_success_total,length"] == 2
-    counts = {name: values(page[f"vllm:{name}"])[f"vllm:{name}_count"] for name in HISTOGRAMS}
-    assert counts == {name: (4 if name == "inter_token_latency_seconds" else 2) for name in HISTOGRAMS}
-    assert values(page["vllm:request_prompt_tokens"])["vllm:request_prompt_tokens_sum"] == 80
+    cached = values(page["vllm:prompt_tokens_cached_by_source"])
+    assert cached["vllm:prompt_tokens_cached_by_source_total,device"] == 32
+    histograms = {
+        name.removeprefix("vllm:"): values(family)
+        for name, family in page.items()
+        if family.type == "histogram" and name.startswith("vllm:")
+    }
+    counts = {name: samples[f"vllm:{name}_count"] for name, samples in histograms.items()}
+    each = dict.fromkeys(histograms, 2.0) | {"inter_token_latency_seconds": 4.0, "iteration_tokens_total": 6.0}
+    assert counts == each
+    sums = {name: histograms[name][f"vllm:{name}_sum"] for name in SUMS}
+    assert sums == SUMS
 
 
-HISTOGRAMS = (
-    "time_to_first_token_seconds",
-    "inter_token_latency_seconds",
-    "e2e_request_latency_seconds",
-    "request_queue_time_seconds",
-    "request_prompt_tokens",
-    "request_generation_tokens",
-)
+SUMS = {
+    "request_prompt_tokens": 80,
+    "request_generation_tokens": 6,
+    "iteration_tokens_total": 40 + 8 + 6,
+    "request_max_num_generation_tokens": 6,
+    "request_params_n": 2,
+    "request_params_max_tokens": 6,
+    "request_num_preemptions": 0,
+    "request_prefill_kv_computed_tokens": 48,
+}
+
+
+async def test_the_page_counts_what_http_brought(http: aiohttp.ClientSession) -> None:
+    body = json.dumps(hello()).encode()
+    async with http.post(CHAT, data=body) as response:
+        answer = await response.read()
+    async with http.post(CHAT, data=b"{") as response:
+        assert response.status == 400
+    async with http.get("/nowhere") as response:
+        assert response.status == 404
+    page = await families(http)
+    assert values(page["http_requests"]) == {
+        f"http_requests_total,{CHAT},POST,2xx": 1,
+        f"http_requests_total,{CHAT},POST,4xx": 1,
+        "http_requests_total,none,GET,4xx": 1,
+    } | {name: value for name, value in values(page["http_requests"]).items() if "_created" in name}
+    assert values(page["http_request_size_bytes"])[f"http_request_size_bytes_sum,{CHAT}"] == len(body) + 1
+    assert values(page["http_response_size_bytes"])[f"http_response_size_bytes_sum,{CHAT}"] > len(answer)
+    assert values(page["http_request_duration_highr_seconds"])["http_request_duration_highr_seconds_count"] == 3
 
 
 async def test_the_page_shows_the_queues_and_the_cache() -> None:
@@ -401,13 +451,33 @@ async def test_the_page_shows_the_queues_and_the_cache() -> None:
         page = await _until(http, running=2, waiting=1)
         assert values(page["vllm:kv_cache_usage_perc"]) == {"vllm:kv_cache_usage_perc": 0.04}
         (sample,) = page["vllm:cache_config_info"].samples
-        assert sample.labels == {"block_size": "8", "num_gpu_blocks": "100", "engine": "0"}
+        wanted = {"block_size": "8", "num_gpu_blocks": "100", "engine": "0", "kv_cache_size_tokens": "800"}
+        assert sample.labels.items() >= wanted.items()
+        by_reason = values(page["vllm:num_requests_waiting_by_reason"])
+        assert by_reason == {
+            "vllm:num_requests_waiting_by_reason,capacity": 1,
+            "vllm:num_requests_waiting_by_reason,deferred": 0,
+        }
         (sample,) = page["vllm:lora_requests_info"].samples
         assert sample.labels == {
             "max_lora": "1",
             "running_lora_adapters": 'a"b',
             "waiting_lora_adapters": 'a"b',
         }
+        for call in calls:
+            call.cancel()
+        await asyncio.wait_for(engine.drained(), DEADLINE)
+
+
+async def test_who_waits_for_a_slot_for_its_adapter_is_deferred() -> None:
+    options = EngineOptions(time_factor=FOREVER, loras=("a", "b"), max_loras=1)
+    async with EngineServer(options) as engine, client(engine) as http:
+        calls = [asyncio.create_task(_read(http, hello(stream=True, model=model))) for model in ("a", "b")]
+        page = await _until(http, running=1, waiting=1)
+        assert values(page["vllm:num_requests_waiting_by_reason"])["vllm:num_requests_waiting_by_reason,capacity"] in (
+            0,
+            1,
+        )
         for call in calls:
             call.cancel()
         await asyncio.wait_for(engine.drained(), DEADLINE)
