@@ -31,7 +31,7 @@ bench: .venv/.ready      ## the figures of README.md; takes about a quarter of a
 
 lock: .venv/.ready       ## after a change of dependencies in pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements.lock
-	$(BIN)/uv pip compile pyproject.toml --group dev --extra demo --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements-dev.lock
+	$(BIN)/uv pip compile pyproject.toml --group dev --extra demo --extra replay --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements-dev.lock
 
 protos: .venv/.ready     ## after a change of protos/*.proto
 	$(BIN)/python protos/compile

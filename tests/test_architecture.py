@@ -203,9 +203,9 @@ def test_imports_are_seen_wherever_they_stand(tmp_path: Path, source: str, units
 
 @pytest.mark.parametrize("module", EPP + PLUGINS, ids=lambda module: module.name)
 def test_whatever_is_imported_is_declared(module: Module) -> None:
-    """What only developers have installed doesn't count; what only the demo has, only for the demo."""
+    """What only developers have installed doesn't count; what is in an extra, only for who needs that."""
     declared = requires("endpoint-picker") or []
-    demo = module.unit in {"cli", "demo", "envoy"}
+    demo = module.unit in {"cli", "demo", "envoy", "replay"}
     names = {re.split(r"[^\w.-]", line)[0] for line in declared if demo or "extra ==" not in line}
     for name in third_parties(module):
         assert {each.lower().replace("_", "-") for each in PROVIDED[name]} & names, name
