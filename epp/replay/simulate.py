@@ -29,7 +29,10 @@ from epp.replay.result import Gaps, Requests, Result
 from epp.replay.scrapes import Page
 from epp.replay.workload import Workload, text
 
-Tick = Callable[[int, int], None]
+TICK = 100
+
+Tick = Callable[[int], None]
+"""Told of requests that have ended, so many since it was told last."""
 
 
 def simulate(
@@ -51,7 +54,7 @@ def simulate(
         rate: requests a second.
         seed: of the picker's draws, the scrapes' times and the engines' jitter.
         view: what the picker gets to see.
-        tick: told now and then how many requests have ended, and of how many.
+        tick: told of the progress, `TICK` requests at a time.
 
     Raises:
         ConfigError: the configuration can't be used, or a request is longer than the engines' context.
@@ -166,8 +169,9 @@ class _Simulation:
         for following in self._following.pop(index, ()):
             planned = self._workload.turns[following].at * self._scale
             self._at(max(planned, self._clock.now), self._arrive, following)
-        if self._tick is not None and not self._left % 100:
-            self._tick(len(self._workload) - self._left, len(self._workload))
+        done = len(self._workload) - self._left
+        if self._tick is not None and (not self._left or not done % TICK):
+            self._tick(done % TICK or TICK)
 
     # --- engines
 
