@@ -138,7 +138,7 @@ class Api:
     def __repr__(self) -> str:
         return f"<Api: {self.access.server}>"
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Ends every connection."""
         await self._session.close()
 

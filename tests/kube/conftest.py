@@ -25,7 +25,7 @@ async def fake() -> AsyncIterator[FakeApi]:
 async def api(fake: FakeApi) -> AsyncIterator[Api]:
     client = Api(Access(fake.url, FixedToken()))
     yield client
-    await client.close()
+    await client.aclose()
 
 
 class Following:

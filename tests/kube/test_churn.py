@@ -3,9 +3,10 @@
 import asyncio
 import random
 import time
+from contextlib import aclosing
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from epp.kube.access import Access, FixedToken
@@ -80,8 +81,7 @@ async def scenario(steps: list[tuple[Any, ...]]) -> None:
         world = World(fake)
         fake.apply(pool("llama", LABELS))
         world.fill()
-        api = Api(Access(fake.url, FixedToken()))
-        async with Following(api) as following:
+        async with aclosing(Api(Access(fake.url, FixedToken()))) as api, Following(api) as following:
             assert following.members == world.members
             for step in steps:
                 await take(step, fake, world)
@@ -93,7 +93,6 @@ async def scenario(steps: list[tuple[Any, ...]]) -> None:
             await following.until(lambda: not following.discovery.stale)
             assert following.pool.synced
             assert sum(following.pool.eligible) == len(world.members)
-        await api.close()
 
 
 async def take(step: tuple[Any, ...], fake: FakeApi, world: World) -> None:
@@ -120,7 +119,8 @@ async def take(step: tuple[Any, ...], fake: FakeApi, world: World) -> None:
                 await asyncio.sleep(0)
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+# Shrinking would take minutes, as every example is played in real time.
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.reuse, Phase.generate])
 @given(st.lists(st.tuples(CHANGES, TROUBLE, TROUBLE), min_size=1, max_size=6))
 def test_whatever_happens_the_pool_ends_up_right(rounds: list[tuple[tuple[Any, ...], ...]]) -> None:
     """Within 2 s of the API server answering again the endpoints are exactly those of the ready pods."""

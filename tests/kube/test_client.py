@@ -368,7 +368,7 @@ async def test_a_command_gives_the_token(tmp_path: Path) -> None:
         fake.token = "t9"
         with pytest.raises(ApiError, match="401"):
             await api.list(PODS.path("default"))
-        await api.close()
+        await api.aclose()
 
 
 def server_tls(folder: Path, pair: Pair) -> ssl.SSLContext:
@@ -393,12 +393,12 @@ async def test_a_pod_reaches_it_with_its_service_account(tmp_path: Path) -> None
         api = Api(access)
         fake.apply(pod("a", namespace="models"))
         assert [each["metadata"]["name"] for each in await api.list(PODS.path("models"))] == ["a"]
-        await api.close()
+        await api.aclose()
         (tmp_path / "ca.crt").write_bytes(self_signed(("127.0.0.1",), datetime.now(UTC)).chain)
         stranger = Api(find(environ, account=tmp_path))
         with pytest.raises(Unreachable, match="certificate"):
             await stranger.list(PODS.path("models"))
-        await stranger.close()
+        await stranger.aclose()
 
 
 async def test_a_client_certificate_from_a_kubeconfig(tmp_path: Path) -> None:
@@ -416,4 +416,4 @@ async def test_a_client_certificate_from_a_kubeconfig(tmp_path: Path) -> None:
         assert await api.list(POOLS.path("default")) == []
         fake.apply(pool("llama", IN_POOL))
         assert len(await api.list(POOLS.path("default"))) == 1
-        await api.close()
+        await api.aclose()

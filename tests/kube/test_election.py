@@ -1,0 +1,188 @@
+"""One leader by a Lease: taken, renewed, released, lost, and taken over when its holder is gone."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Self
+
+import pytest
+
+from epp.kube.client import Api
+from epp.kube.election import ADDRESS, Election, Terms, own_address
+from tests.e2e.harness import until
+from tests.kube.api import FakeApi
+
+QUICK = Terms(duration=0.6, retry=0.05, probe=0.02)
+LONG = Terms(duration=60.0, retry=30.0, probe=0.02)
+"""With which nothing happens in time but what is woken."""
+
+
+class Replicas:
+    """Elections of one Lease."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self.errors: list[str] = []
+        self.changes: list[tuple[str, bool]] = []
+        self._all: list[Election] = []
+
+    def add(self, identity: str, terms: Terms = QUICK, **options: Any) -> Election:
+        def changed(leading: bool) -> None:
+            self.changes.append((identity, leading))
+
+        election = Election(
+            self._api,
+            "default",
+            "epp-default-llama.llm-d.ai",
+            identity,
+            terms=terms,
+            on_change=changed,
+            on_error=self.errors.append,
+            **options,
+        )
+        self._all.append(election)
+        election.start()
+        return election
+
+    async def stop(self) -> None:
+        for election in self._all:
+            await election.stop()
+
+
+@pytest.fixture
+async def replicas(api: Api) -> AsyncIterator[Replicas]:
+    made = Replicas(api)
+    yield made
+    await made.stop()
+
+
+def lease(fake: FakeApi) -> dict[str, Any]:
+    (found,) = fake.objects("Lease")
+    return found
+
+
+def leads(election: Election) -> Callable[[], bool]:
+    return lambda: election.leading
+
+
+async def test_the_first_leads_and_the_second_waits(fake: FakeApi, replicas: Replicas) -> None:
+    first = replicas.add("first")
+    await until(leads(first), "it leads")
+    second = replicas.add("second")
+    await until(lambda: second.holder == "first", "the second has looked")
+    spec = lease(fake)["spec"]
+    assert (spec["holderIdentity"], spec["leaseDurationSeconds"], spec["leaseTransitions"]) == ("first", 1, 0)
+    await until(lambda: lease(fake)["spec"]["renewTime"] > spec["renewTime"], "it is renewed")
+    assert lease(fake)["spec"]["acquireTime"] == spec["acquireTime"]
+    assert not second.leading
+    assert replicas.errors == []
+
+
+async def test_a_lease_that_is_released_is_taken_at_once(fake: FakeApi, replicas: Replicas) -> None:
+    """The follower watches; it would look again after half a minute only."""
+    first = replicas.add("first")
+    await until(leads(first), "it leads")
+    second = replicas.add("second", LONG)
+    await until(lambda: second.holder == "first", "the second has looked")
+    await until(lambda: [verb for verb, _ in fake.requests].count("watch") == 2, "both watch")
+    await first.stop()
+    await until(leads(second), "the second leads", 5.0)
+    assert lease(fake)["spec"]["leaseTransitions"] == 1
+    assert replicas.changes == [("first", True), ("first", False), ("second", True)]
+
+
+async def test_one_that_is_not_renewed_runs_out(fake: FakeApi, api: Api, replicas: Replicas) -> None:
+    """Judged by the own clock since it last changed, whatever times it names."""
+    spec = {"holderIdentity": "gone", "leaseDurationSeconds": 1, "renewTime": "2099-01-01T00:00:00.000000Z"}
+    fake.apply(
+        {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": "epp-default-llama.llm-d.ai"},
+            "spec": spec,
+        }
+    )
+    now = 100.0
+    election = replicas.add("new", now=lambda: now)
+    await until(lambda: election.holder == "gone", "it has looked")
+    now = 100.9
+    looked = len(fake.requests)
+    await until(lambda: len(fake.requests) > looked + 2, "it has looked again")
+    assert not election.leading
+    now = 101.1
+    await until(leads(election), "it leads")
+
+
+class Port:
+    """Somebody's health port: who is connected to it, and how to kill them."""
+
+    def __init__(self) -> None:
+        self.connected: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(lambda _, writer: self.connected.append(writer), "127.0.0.1", 0)
+        self.address = "{}:{}".format(*self._server.sockets[0].getsockname())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        self._server.close()
+        for writer in self.connected:
+            writer.transport.abort()
+
+
+async def test_the_lease_of_a_process_that_is_gone_is_taken_before_it_runs_out(
+    fake: FakeApi, replicas: Replicas
+) -> None:
+    """As after SIGKILL: its connection breaks and its port refuses another one."""
+    async with Port() as port:
+        first = replicas.add("first", LONG, address=port.address)
+        await until(leads(first), "it leads")
+        assert lease(fake)["metadata"]["annotations"] == {ADDRESS: port.address}
+        second = replicas.add("second", LONG, address="127.0.0.1:9003")
+        await until(lambda: port.connected, "the second keeps a connection")
+        port.kill()
+        await until(leads(second), "the second leads", 5.0)
+        assert lease(fake)["metadata"]["annotations"] == {ADDRESS: "127.0.0.1:9003"}
+
+
+async def test_a_leader_that_cant_reach_the_api_server_goes_on_until_it_learns_of_another(
+    fake: FakeApi, replicas: Replicas
+) -> None:
+    first = replicas.add("first")
+    await until(leads(first), "it leads")
+    await fake.down()
+    await until(lambda: replicas.errors, "it has noticed")
+    assert first.leading
+    taken = lease(fake)
+    taken["spec"]["holderIdentity"] = "other"
+    fake.apply(taken)
+    await fake.up()
+    await until(lambda: not first.leading, "it has learnt")
+    assert first.holder == "other"
+
+
+async def test_two_that_begin_at_once_have_one_leader(fake: FakeApi, replicas: Replicas) -> None:
+    elections = [replicas.add(f"replica-{i}") for i in range(5)]
+    await until(lambda: any(each.leading for each in elections), "somebody leads")
+    for _ in range(3):
+        renewed = lease(fake)["spec"]["renewTime"]
+        await until(lambda then=renewed: lease(fake)["spec"]["renewTime"] > then, "it is renewed")
+        assert sum(each.leading for each in elections) == 1
+    assert replicas.errors == []
+
+
+async def test_without_permission_it_says_so_and_goes_on(fake: FakeApi, replicas: Replicas) -> None:
+    fake.denied |= {("get", "leases"), ("watch", "leases"), ("list", "leases")}
+    election = replicas.add("first")
+    await until(lambda: replicas.errors, "it says so")
+    assert "403" in replicas.errors[0]
+    fake.denied.clear()
+    await until(leads(election), "it leads")
+    assert len(replicas.errors) == 1
+
+
+def test_the_own_address_on_the_way_to_the_api_server() -> None:
+    assert own_address("http://127.0.0.1:80") == "127.0.0.1"
+    assert own_address("https://nowhere.invalid") == ""
