@@ -61,9 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--mode", choices=get_args(Mode), default="standalone", help="docs/envoy.md tells them apart (%(default)s)")
     add("--listen", default="127.0.0.1:8080", help="where clients connect (%(default)s)")
     add("--picker", default="127.0.0.1:9002", help="host:port of the picker; several with commas (%(default)s)")
+    add("--observe", default="", help="host:port of a picker that looks on while --picker routes (none)")
     add("--endpoints", default="", help="host:port of the engines, with commas")
     add("--admin", help="host:port of the admin page (none)")
-    add("--secure-picker", action="store_true", help="speak TLS to the picker")
+    add("--secure-picker", action="store_true", help="speak TLS to the picker, and to the other")
     add("--picker-ca", metavar="FILE", help="PEM file with the authority of the picker's certificate (any is taken)")
     add("--picker-health-port", type=int, metavar="PORT", help="port of the picker's gRPC health service (no check)")
     add("--failure-mode-allow", default="true", metavar="BOOL", help="serve without the picker (%(default)s)")
@@ -83,6 +84,7 @@ def _decoded(given: dict[str, Any]) -> dict[str, Any]:
     return given | {
         "listen": parse_address(given["listen"], "listen"),
         "picker": parse_addresses(given["picker"], "picker"),
+        "observe": parse_addresses(given["observe"], "observe"),
         "endpoints": parse_addresses(given["endpoints"], "endpoints"),
         "admin": parse_address(given["admin"], "admin") if given["admin"] else None,
         "failure_mode_allow": _boolean(given, "failure_mode_allow"),

@@ -53,7 +53,10 @@ def _resources(options: EnvoyOptions) -> dict[str, Any]:
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],
     }
-    return {"listeners": [listener], "clusters": [clusters.engines(options), clusters.picker(options)]}
+    return {
+        "listeners": [listener],
+        "clusters": [clusters.engines(options), clusters.picker(options), *clusters.observer(options)],
+    }
 
 
 def _manager(options: EnvoyOptions) -> dict[str, Any]:

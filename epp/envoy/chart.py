@@ -7,7 +7,7 @@ errors as plain text, and with the picker dead a destination that the client nam
 from typing import Any
 
 from epp.envoy import clusters, logs
-from epp.envoy.filters import DESTINATION, PICKER_CLUSTER, ext_proc, processing_mode, router, typed
+from epp.envoy.filters import DESTINATION, PICKER_CLUSTER, ext_proc, observers, processing_mode, router, typed
 from epp.envoy.options import EnvoyOptions
 
 ENGINES_CLUSTER = "original_destination_cluster"
@@ -28,7 +28,7 @@ def resources(options: EnvoyOptions) -> dict[str, Any]:
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],
     }
-    return {"listeners": [listener], "clusters": [_engines(), _picker(options)]}
+    return {"listeners": [listener], "clusters": [_engines(), _picker(options), *clusters.observer(options)]}
 
 
 def _manager(options: EnvoyOptions) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _manager(options: EnvoyOptions) -> dict[str, Any]:
         "common_http_protocol_options": {"headers_with_underscores_action": "REJECT_REQUEST"},
         "http2_protocol_options": {"max_concurrent_streams": 100, **_WINDOWS},
         "access_log": logs.access_log(options.access_log),
-        "http_filters": [ext_proc(_exchange(options)), router()],
+        "http_filters": [ext_proc(_exchange(options)), *observers(options), router()],
         "route_config": {"name": "all", "virtual_hosts": hosts},
     }
 

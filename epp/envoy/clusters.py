@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from epp.envoy.filters import DESTINATION, METADATA, PICKER_CLUSTER, typed
+from epp.envoy.filters import DESTINATION, METADATA, OBSERVER_CLUSTER, PICKER_CLUSTER, typed
 from epp.envoy.options import MIB, Address, EnvoyOptions
 
 ENGINES_CLUSTER = "engines"
@@ -36,17 +36,29 @@ def engines(options: EnvoyOptions) -> dict[str, Any]:
 
 
 def picker(options: EnvoyOptions) -> dict[str, Any]:
-    """The picker's cluster; streams to it stay open as long as the responses, so it has the engines' breakers."""
+    """The picker's cluster."""
+    found = discovery(PICKER_CLUSTER, options.picker, health_port=options.picker_health_port)
+    return _processor(PICKER_CLUSTER, options, found, _health_checks(options))
+
+
+def observer(options: EnvoyOptions) -> list[dict[str, Any]]:
+    """The cluster of a picker that looks on, if there is one."""
+    found = discovery(OBSERVER_CLUSTER, options.observe)
+    return [_processor(OBSERVER_CLUSTER, options, found, {})] if options.observe else []
+
+
+def _processor(name: str, options: EnvoyOptions, hosts: dict[str, Any], checks: dict[str, Any]) -> dict[str, Any]:
+    """Streams to a picker stay open as long as the responses, so its cluster has the engines' breakers."""
     windows = {"initial_stream_window_size": MIB, "initial_connection_window_size": 16 * MIB}
     return {
-        "name": PICKER_CLUSTER,
+        "name": name,
         "connect_timeout": "2s",
-        **discovery(PICKER_CLUSTER, options.picker, health_port=options.picker_health_port),
+        **hosts,
         "lb_policy": "LEAST_REQUEST",
         "circuit_breakers": breakers(),
         "typed_extension_protocol_options": http2(windows),
         "upstream_connection_options": _keepalive(),
-        **_health_checks(options),
+        **checks,
         **transport_socket(options),
     }
 

@@ -8,6 +8,7 @@ DESTINATION = "x-gateway-destination-endpoint"
 METADATA = "envoy.lb"
 SUBSET_HINT = "envoy.lb.subset_hint"
 PICKER_CLUSTER = "picker"
+OBSERVER_CLUSTER = "observer"
 
 ROUTING_HEADERS = (
     "x-prefiller-host-port",
@@ -58,7 +59,8 @@ def processing_mode(options: EnvoyOptions) -> dict[str, str]:
 
 def http_filters(options: EnvoyOptions) -> list[dict[str, Any]]:
     """The chain of an ordinary request."""
-    return [_strip_routing_headers(), ext_proc(_exchange(options, processing_mode(options))), router()]
+    asked = ext_proc(_exchange(options, processing_mode(options)))
+    return [_strip_routing_headers(), asked, *observers(options), router()]
 
 
 def upgrade_filters(options: EnvoyOptions) -> list[dict[str, Any]]:
@@ -71,6 +73,26 @@ def ext_proc(fields: dict[str, Any]) -> dict[str, Any]:
     """The filter that asks the picker."""
     name = "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor"
     return {"name": "envoy.filters.http.ext_proc", "typed_config": typed(name, **fields)}
+
+
+def observers(options: EnvoyOptions) -> list[dict[str, Any]]:
+    """The filter that shows a picker what another one has decided, if there is one.
+
+    It stands behind the filter that asks, so that it sees the destination. Envoy goes on without waiting for it, minds
+    nothing that it says, and takes no harm from its absence.
+    """
+    if not options.observe:
+        return []
+    mode = ("SEND", "STREAMED", "SEND", "SEND", "STREAMED", "SEND")
+    fields = {
+        "grpc_service": {"envoy_grpc": {"cluster_name": OBSERVER_CLUSTER}},
+        "observability_mode": True,
+        "failure_mode_allow": True,
+        "processing_mode": dict(zip(_MODE_FIELDS, mode, strict=True)),
+        "response_attributes": ["upstream.address", "response.flags"],
+        "metadata_options": {"forwarding_namespaces": {"untyped": [METADATA, SUBSET_HINT]}},
+    }
+    return [ext_proc(fields) | {"name": "envoy.filters.http.ext_proc.observer"}]
 
 
 def router() -> dict[str, Any]:

@@ -50,9 +50,11 @@ class EnvoyOptions:
             `original-dst` is llm-d's standalone chart.
         listen: where clients connect; port 0 takes a free one.
         picker: the addresses of the picker, one or several replicas.
+        observe: the addresses of a picker that looks on while the first one routes (docs/decision-log.md).
         endpoints: the engines; may be empty in `original-dst` alone, which has no list of them.
         admin: where Envoy's admin page listens, or None for no admin page.
-        secure_picker: speak TLS to the picker (its certificate isn't checked unless `picker_ca` names a file).
+        secure_picker: speak TLS to the picker (its certificate isn't checked unless `picker_ca` names a file), and to
+            the one that looks on.
         picker_ca: a PEM file with the authority that signed the picker's certificate.
         picker_health_port: the port with the picker's gRPC health service, or None for no health check.
         failure_mode_allow: serve without the picker where it can't be reached.
@@ -71,6 +73,7 @@ class EnvoyOptions:
     listen: Address
     picker: tuple[Address, ...]
     endpoints: tuple[Address, ...] = ()
+    observe: tuple[Address, ...] = ()
     mode: Mode = "standalone"
     admin: Address | None = None
     secure_picker: bool = False

@@ -1,14 +1,12 @@
 """What Envoy answers when the picker, or an engine, is gone: the tables of docs/envoy.md."""
 
-import asyncio
 import signal
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -20,12 +18,12 @@ from epp.envoy.options import Address, parse_address
 from epp.envoy.process import EnvoyProcess
 from tests.e2e.clients import Answer, call, request
 from tests.e2e.harness import VARIANTS, Picker, Stage, completion, free_port, until
+from tests.e2e.load import Load
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
 DESTINATION = "x-gateway-destination-endpoint"
 BODY = completion(1000)
-CLIENTS = 16
 
 
 @asynccontextmanager
@@ -42,44 +40,6 @@ async def picked(stage: Stage, gateway: EnvoyProcess) -> bool:
     answer = await call("http1", str(gateway.address), body=BODY)
     seen = [found for upstream in stage.upstreams for found in upstream.seen]
     return answer.status == 200 and seen[0].header(DESTINATION) == answer.headers["x-served-by"]
-
-
-class Load:
-    """Clients that send one request after another, whole and streamed answers in turn, until the block is left.
-
-    Attributes:
-        outcomes: how often an answer came, by its status and whether it was the right one.
-        lost: the wrong answers.
-    """
-
-    def __init__(self, gateway: EnvoyProcess) -> None:
-        self.outcomes: Counter[tuple[int, bool]] = Counter()
-        self.lost: list[Answer] = []
-        self._address = str(gateway.address)
-        self._stopped = False
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self._client(number)) for number in range(CLIENTS)]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._stopped = True
-        await asyncio.gather(*self._tasks)
-
-    async def more(self, count: int) -> None:
-        """Waits for that many further answers."""
-        goal = self.outcomes.total() + count
-        await until(lambda: self.outcomes.total() >= goal, f"{count} more answers")
-
-    async def _client(self, number: int) -> None:
-        while not self._stopped:
-            steer = [("x-pieces", "20"), ("x-pause", "0.002")] if number % 2 else []
-            answer = await call("http2" if number % 4 > 1 else "http1", self._address, body=BODY, headers=steer)
-            right = answer.complete and answer.body == BODY
-            self.outcomes[answer.status, right] += 1
-            if answer.status != 200 or not right:
-                self.lost.append(answer)
 
 
 async def test_nothing_is_lost_when_the_picker_is_killed_and_restarted_under_load() -> None:

@@ -44,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "names": {"picker": (Address("picker", 9002),), "endpoints": (Address("engine-1", 8000), Address("::1", 8000))},
     "replicas-with-health": {"picker": (Address("10.0.0.8", 1), Address("10.0.0.9", 1)), "picker_health_port": 9003},
+    "observed": {"observe": (Address("10.0.0.9", 9002),), "secure_picker": True, "picker_health_port": 9003},
     "secure": {"secure_picker": True, "picker_health_port": 9003},
     "closed": {"failure_mode_allow": False, "retry_on": "", "access_log": "none", "admin": LOOPBACK},
     "http2-engines": {"engine_protocol": "http2", "access_log": "all"},
