@@ -1,7 +1,8 @@
 """grpc.health.v1: whether the process lives, and whether it is ready; on the health port and on the ext_proc port.
 
 `liveness` is SERVING as long as anybody answers. Every other name asks for readiness: "", `readiness`, the ext_proc
-service's own, `inference-extension`, and whatever else a probe may have been told to ask for.
+service's own, `inference-extension`, and whatever else a probe may have been told to ask for. Where one of several
+replicas leads, only the leader is ready, and names that nobody here knows are SERVICE_UNKNOWN, as in llm-d.
 """
 
 import asyncio
@@ -27,11 +28,13 @@ class HealthService:
     Ready is what `readiness` says, unless `set_ready(False)` holds it back, as while draining.
 
     Args:
-        readiness: asked at every check, and by watchers whenever `set_ready` says that something has changed.
+        readiness: asked at every check, and for watchers whenever `set_ready` or `changed` is called.
+        leads: whether we lead; None where there is no election, and all replicas are ready.
     """
 
-    def __init__(self, readiness: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, readiness: Callable[[], bool] = lambda: True, leads: Callable[[], bool] | None = None) -> None:
         self._readiness = readiness
+        self._leads = leads
         self._held_back = False
         self._closed = False
         self._changed = asyncio.Event()  # replaced at every change: who waits for it, waits for the next change
@@ -42,17 +45,22 @@ class HealthService:
     @property
     def ready(self) -> bool:
         """Whether requests should come here."""
-        return not self._held_back and self._readiness()
+        return not self._held_back and (self._leads is None or self._leads()) and self._readiness()
 
     def set_ready(self, ready: bool) -> None:
         """Tells watchers that readiness has changed; False holds it back, True leaves it to `readiness` again."""
         self._held_back = not ready
-        self._wake()
+        self.changed()
+
+    def changed(self) -> None:
+        """Watchers look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def close(self) -> None:
         """Ends all watchers, which a server that is to stop would otherwise wait for."""
         self._closed = True
-        self._wake()
+        self.changed()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What to add to each grpc.aio server."""
@@ -86,9 +94,7 @@ class HealthService:
             await changed.wait()
 
     def _response(self, service: str) -> HealthCheckResponse:
+        if self._leads is not None and service not in NAMES:
+            return HealthCheckResponse(status=HealthCheckResponse.SERVICE_UNKNOWN)
         serving = service == LIVENESS or self.ready
         return HealthCheckResponse(status=HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING)
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()

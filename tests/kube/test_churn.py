@@ -120,7 +120,7 @@ async def take(step: tuple[Any, ...], fake: FakeApi, world: World) -> None:
 
 
 # Shrinking would take minutes, as every example is played in real time.
-@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.reuse, Phase.generate])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.reuse, Phase.generate])
 @given(st.lists(st.tuples(CHANGES, TROUBLE, TROUBLE), min_size=1, max_size=6))
 def test_whatever_happens_the_pool_ends_up_right(rounds: list[tuple[tuple[Any, ...], ...]]) -> None:
     """Within 2 s of the API server answering again the endpoints are exactly those of the ready pods."""

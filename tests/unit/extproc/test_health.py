@@ -137,3 +137,26 @@ def test_repr_shows_the_state() -> None:
     assert repr(health) == "<HealthService: not ready>"
     health.close()
     assert repr(health) == "<HealthService: not ready, closed>"
+
+
+@pytest.mark.parametrize("leads", [True, False])
+async def test_only_a_leader_is_ready(leads: bool) -> None:
+    """A follower lives; names that nobody knows are unknown to either."""
+    health = HealthService(lambda: True, lambda: leads)
+    ready = SERVING if leads else NOT_SERVING
+    expected = dict.fromkeys(NAMES, ready) | {"liveness": SERVING, "anything": HealthCheckResponse.SERVICE_UNKNOWN}
+    found = {name: (await health.check(HealthCheckRequest(service=name), None)).status for name in expected}
+    assert found == expected
+    health.set_ready(False)
+    assert not health.ready
+
+
+async def test_a_watcher_hears_that_we_lead() -> None:
+    leading = False
+    health = HealthService(lambda: True, lambda: leading)
+    told = health.watch(HealthCheckRequest(), None)
+    assert (await anext(told)).status == NOT_SERVING
+    leading = True
+    health.changed()
+    assert (await anext(told)).status == SERVING
+    health.close()
