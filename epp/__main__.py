@@ -10,6 +10,7 @@ SUBCOMMANDS = {
     "engine": "run a simulated vLLM engine",
     "envoy": "print an Envoy bootstrap for given addresses",
     "config": "check a configuration file, or show what it amounts to",
+    "log": "print a decision log as JSON lines",
     "migrate": "turn manifests of the old inference APIs into those of the new ones",
     "plugins": "list the plugins, print one's manual; write and check one (new, test)",
 }

@@ -226,7 +226,9 @@ class App:
         return DecisionLog(LogOptions(Path(options.decision_log), *limits), rows, later, time.time, self._random)
 
     def _index_sizes(self) -> Mapping[tuple[str, str], int]:
-        indexed = [plugged for plugged in self.configuration.router.producers if hasattr(plugged.plugin, "index")]
+        router = self.configuration.router
+        producers = (*router.producers, *(router.shadow.producers if router.shadow is not None else ()))
+        indexed = [plugged for plugged in producers if hasattr(plugged.plugin, "index")]
         return {(plugged.name, plugged.type): len(plugged.plugin.index) for plugged in indexed}
 
     def _plugins(self) -> dict[str, Any]:
