@@ -12,6 +12,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from epp.observe.access import Authorize, authorized
 from epp.observe.decisions import Decisions
 
 LATEST = 20
@@ -28,6 +29,7 @@ def application(
     decisions: Decisions,
     states: Mapping[str, Callable[[], Any]],
     settle: Callable[[], None] = lambda: None,
+    authorize: Authorize | None = None,
 ) -> web.Application:
     """The HTTP application.
 
@@ -36,6 +38,7 @@ def application(
         decisions: what `/debug/decisions` and `/debug/decisions/<request id>` show.
         states: further pages below `/debug/`, by name: a function that gives plain data.
         settle: called before anything is shown: enters what has been noted and not yet entered.
+        authorize: judges who may see any of it; None for everybody.
     """
 
     async def metrics(request: web.Request) -> web.Response:
@@ -57,7 +60,7 @@ def application(
             return _json({"error": {"message": message}}, status=404)
         return _json(found)
 
-    app = web.Application()
+    app = web.Application(middlewares=[authorized(authorize)] if authorize else [])
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/debug/decisions", latest)
     app.router.add_get("/debug/decisions/{id:.+}", one)
