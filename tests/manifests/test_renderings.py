@@ -140,7 +140,8 @@ def test_model_servers_are_the_same_for_all(name: str) -> None:
     for policy in of(name, "NetworkPolicy"):
         for rule in policy["spec"]["egress"]:
             ports = [port["port"] for port in rule["ports"]]
-            found += [(peer["podSelector"]["matchLabels"], ports) for peer in rule.get("to", ())]
+            peers = [peer["podSelector"]["matchLabels"] for peer in rule.get("to", ())]
+            found += [(peer, ports) for peer in peers if not matches(Pod.rendered(name).labels, peer)]
     headless = [each["spec"] for each in of(name, "Service") if each["spec"].get("clusterIP") == "None"]
     found += [(spec["selector"], [port["port"] for port in spec["ports"]]) for spec in headless]
     for monitor in of(name, "PodMonitor"):
@@ -149,6 +150,20 @@ def test_model_servers_are_the_same_for_all(name: str) -> None:
     assert all(each == found[0] for each in found)
     for labels, _ in found:
         assert not matches(Pod.rendered(name).labels, labels)
+
+
+@pytest.mark.parametrize("name", HA)
+def test_a_follower_reaches_the_leader(name: str) -> None:
+    """The network policy lets pickers connect to one another's health port, and nobody else out to it."""
+    (policy,) = of(name, "NetworkPolicy")
+    out = [rule for rule in policy["spec"]["egress"] if {"port": "grpc-health", "protocol": "TCP"} in rule["ports"]]
+    labels = [peer["podSelector"]["matchLabels"] for rule in out for peer in rule["to"]]
+    assert len(labels) == 1
+    assert matches(Pod.rendered(name).labels, labels[0])
+    into = [rule for rule in policy["spec"]["ingress"] if "grpc-health" in [port["port"] for port in rule["ports"]]]
+    peers = [peer for rule in into for peer in rule.get("from", [{"podSelector": {"matchLabels": {}}}])]
+    selectors = [peer["podSelector"]["matchLabels"] for peer in peers if "podSelector" in peer]
+    assert any(matches(Pod.rendered(name).labels, selector) for selector in selectors)
 
 
 @pytest.mark.parametrize("name", PICKERS)
@@ -195,7 +210,7 @@ def test_least_privilege(name: str) -> None:
             expected |= {(group, each, read) for each in ("inferenceobjectives", "inferencemodelrewrites")}
     if said.ha_enable_leader_election:
         leases = "coordination.k8s.io", "leases"
-        expected |= {(*leases, ("create",)), (*leases, ("get", "update"))}
+        expected |= {(*leases, ("create",)), (*leases, ("get", "list", "watch", "update"))}
     found = rules(name, "Role")
     if found:  # the rendering without roles leaves them to somebody else
         assert set(found) == expected
