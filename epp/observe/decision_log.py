@@ -161,6 +161,11 @@ class DecisionLog:
     def __repr__(self) -> str:
         return f"<DecisionLog {self._options.file}: {self._gathered.rows} rows waiting>"
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits to be written, or is being written."""
+        return self._writing is not None or self._gathered.rows > 0
+
     def see(self, record: Record, request: Request) -> None:
         """Keeps of a request what the log wants and what goes with the prompts: their length and hashes."""
         body = request.body
@@ -194,7 +199,7 @@ class DecisionLog:
 
     def close(self) -> None:
         """Writes what is left, and closes the file."""
-        while self._writing is not None or self._gathered.rows:
+        while self.busy:
             if self._writing is not None:
                 wait([self._writing[0]])
             self.flush()

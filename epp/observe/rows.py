@@ -10,13 +10,11 @@ from epp import __version__
 from epp.keys import Key
 from epp.observe import wire
 from epp.observe.record import Comparison, Record
-from epp.plugin import Candidates, Endpoint, Floats
+from epp.plugin import Candidates, Endpoint, Floats, Ints
 
 LONGEST_ID = 64
 MOST_NAMES = 50_000
 """Clients choose models' names and fairness ids: beyond so many all names begin anew."""
-
-_Positions = NDArray[np.intp]
 
 
 class Rows:
@@ -58,8 +56,7 @@ class Rows:
         decision, outcome = record.ours or record.decision, record.outcome
         seen, error = record.seen, record.error
         usage = outcome.usage
-        chosen = _chosen(record, self._most)
-        c: Candidates | None = None if decision is None else decision.candidates
+        places = None if decision is None else _places(record, decision, self._most)
         pick = None if decision is None else decision.found()
         sent_to = record.observed or (pick.endpoints[0].hostport if pick is not None and error is None else None)
         return wire.Row(
@@ -76,15 +73,15 @@ class Rows:
             streaming=seen is not None and seen.streaming,
             chains=[] if seen is None else [chain.tobytes() for chain in seen.chains],
             decided_in=record.decided_in,
-            candidates=0 if c is None else len(c),
-            servers=b"" if c is None else self._known(c)[c.slots[chosen]].tobytes(),
-            fresh=b"" if c is None or c.all_fresh else c.fresh[chosen].tobytes(),
-            ages=b"" if c is None else _singles(c.ages[chosen]),
-            signals=[] if c is None else [(self._key(key), _singles(column[chosen])) for key, column in c.read.items()],
-            stages=self._stages(decision, chosen),
+            candidates=0 if places is None else len(places.c),
+            servers=b"" if places is None else self._known(places.c)[places.slots].tobytes(),
+            fresh=b"" if places is None or places.c.all_fresh else places.of(places.c.fresh).tobytes(),
+            ages=b"" if places is None else places.singles(places.c.ages),
+            signals=[] if places is None else [(self._key(key), places.singles(x)) for key, x in places.c.read.items()],
+            stages=self._stages(decision, places),
             primary=None if decision is None else self._maybe(decision.handler_result),
             sent_to=self._maybe(sent_to),
-            shadow=self._stages(record.shadow, chosen),
+            shadow=self._stages(record.shadow, places),
             against_shadow=self._comparison(record.against_shadow),
             against_ours=self._comparison(record.against_ours),
             error=None
@@ -102,29 +99,18 @@ class Rows:
             ),
         )
 
-    def _stages(self, decision: Any, chosen: _Positions) -> list[wire.Stage]:
-        if decision is None:
-            return []
-        slots = decision.candidates.slots
-        places = np.full(int(slots.max(initial=-1)) + 1, -1, np.intp)  # by slot, among those that are written down
-        places[slots[chosen]] = np.arange(len(chosen))
-        return [self._stage(stage, places, len(chosen)) for stage in decision.stages]
+    def _stages(self, decision: Any, places: "_Places | None") -> list[wire.Stage]:
+        return [] if decision is None or places is None else [self._stage(stage, places) for stage in decision.stages]
 
-    def _stage(self, stage: Any, places: _Positions, n: int) -> wire.Stage:
-        at = places[stage.candidates.slots]
-        kept = at >= 0
-        scorers = stage.profile.scorers
-        scores, totals = np.full((len(scorers), n), np.nan, "<f4"), np.full(n, np.nan, "<f4")
-        if stage.counted is not None:
-            scores[:, at[kept]] = stage.counted[:, kept]
-            totals[at[kept]] = stage.totals[kept]
+    def _stage(self, stage: Any, places: "_Places") -> wire.Stage:
+        scorers, counted, slots = stage.profile.scorers, stage.counted, stage.candidates.slots
         return wire.Stage(
             self._name(stage.profile.name),
             [self._name(plugged.name) for plugged, _ in scorers],
             [weight for _, weight in scorers],
-            scores.tobytes(),
-            totals.tobytes(),
-            [] if stage.pick is None else [int(places[slot]) for slot in stage.pick.slots],
+            places.scattered(np.empty((len(scorers), 0)) if counted is None else counted, slots),
+            places.scattered(np.empty(0) if stage.totals is None else stage.totals, slots),
+            [] if stage.pick is None else [places.at(slot) for slot in stage.pick.slots],
         )
 
     def _known(self, c: Candidates) -> NDArray[np.uint32]:
@@ -155,26 +141,64 @@ class Rows:
         return known
 
 
-def _singles(values: Floats) -> bytes:
-    return values.astype("<f4").tobytes()
+class _Places:
+    """Which candidates of a decision are written down, and where.
+
+    Attributes:
+        c: all of them.
+        slots: those of the written ones, in the order in which they are.
+    """
+
+    __slots__ = ("_chosen", "c", "slots")
+
+    def __init__(self, c: Candidates, chosen: Ints | None) -> None:
+        self._chosen = chosen  # positions among all; None for all of them
+        self.c = c
+        self.slots = c.slots if chosen is None else c.slots[chosen]
+
+    def of(self, column: NDArray[Any]) -> NDArray[Any]:
+        """Of a column over all candidates those that are written."""
+        return column if self._chosen is None else column[self._chosen]
+
+    def singles(self, column: Floats) -> bytes:
+        """The same as it is written."""
+        return self.of(column).astype("<f4").tobytes()
+
+    def scattered(self, values: Floats, slots: Ints) -> bytes:
+        """Values of some of the candidates, in the last dimension, as they are written; NaN for the others.
+
+        Args:
+            values: shape (..., n).
+            slots: whose they are, shape (n,).
+        """
+        if values.shape[-1] == len(self.c):
+            return (values if self._chosen is None else values[..., self._chosen]).astype("<f4").tobytes()
+        found = np.full((*values.shape[:-1], len(self.slots)), np.nan, "<f4")
+        if values.shape[-1]:
+            by_slot = np.full(int(max(slots.max(), self.slots.max())) + 1, -1, np.intp)
+            by_slot[slots] = np.arange(len(slots))
+            at = by_slot[self.slots]
+            found[..., at >= 0] = values[..., at[at >= 0]]
+        return found.tobytes()
+
+    def at(self, slot: int) -> int:
+        """Where a slot is written; it is."""
+        return int((self.slots == slot).argmax())
 
 
-def _chosen(record: Record, most: int) -> _Positions:
-    """The positions of the candidates to write down: the best by the primary profile's totals, and every pick."""
-    decision = record.ours or record.decision
-    if decision is None:
-        return np.empty(0, np.intp)
-    c = decision.candidates
+def _places(record: Record, decision: Any, most: int) -> _Places:
+    """The best by the primary profile's totals are written, and every pick."""
+    c: Candidates = decision.candidates
     if len(c) <= most:
-        return np.arange(len(c))
-    wanted = np.zeros(len(c), bool)
+        return _Places(c, None)
+    wanted = np.zeros(int(c.slots.max()) + 1, bool)
     stage = next((s for s in reversed(decision.stages) if s.profile.name == decision.handler_result), None)
     if stage is not None and stage.totals is not None:
         best = np.argpartition(-stage.totals, min(most, len(stage.totals)) - 1)[:most]
-        wanted[np.isin(c.slots, stage.candidates.slots[best])] = True
+        wanted[stage.candidates.slots[best]] = True
     for each in (decision, record.shadow):
-        picked = [slot for run in each.stages if run.pick is not None for slot in run.pick.slots] if each else []
-        wanted[np.isin(c.slots, picked)] = True
-    if record.observed is not None:
-        wanted[[endpoint.hostport == record.observed for endpoint in c.endpoints]] = True
-    return np.flatnonzero(wanted)
+        wanted[[slot for run in each.stages if run.pick is not None for slot in run.pick.slots] if each else []] = True
+    if record.observed is not None and record.decision is not None:
+        taken = record.decision.found().slots[0]
+        wanted[taken : taken + 1] = True  # nobody, if it is beyond all candidates
+    return _Places(c, np.flatnonzero(wanted[c.slots]))

@@ -25,6 +25,15 @@ def test_a_smoke_run_prints_rows(name):
     assert all(0 < row["p50_us"] <= row["p99_us"] for row in printed)
 
 
+def test_a_smoke_run_of_the_decision_log():
+    """A row for a request with neither, with the log and with a shadow; each row that is written is read again."""
+    command = [sys.executable, str(BENCHMARKS / "decision_log.py"), "--smoke", "--json"]
+    printed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert [row["with"] for row in printed] == ["neither", "log", "shadow"] * 2
+    assert all(row["path_us"] > 0 and row["beside_us"] > 0 for row in printed)
+    assert all(row["row_bytes"] > 50 for row in printed if row["with"] == "log")
+
+
 def test_a_smoke_run_of_the_plugins():
     """Every type that is called for requests has its microseconds, at every size."""
     command = [sys.executable, str(BENCHMARKS / "plugins.py"), "--smoke", "--json"]

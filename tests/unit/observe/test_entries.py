@@ -15,6 +15,8 @@ from epp.observe.entries import Entry, Server, plain, read_log, read_logs
 from epp.observe.record import Comparison, Record, Seen
 from epp.observe.rows import LONGEST_ID, Rows
 from epp.plugin import Outcome, Usage
+from epp.shadow import taken_elsewhere
+from epp.testing import candidates, pool
 from tests.unit.observe.parts import decided, endpoints, record
 
 CHAINS = (np.array([1, 2, 2**64 - 1], np.uint64), np.array([], np.uint64))
@@ -96,7 +98,10 @@ def test_an_observed_request_and_a_shadow(tmp_path):
 def test_of_many_candidates_the_best_are_written(tmp_path):
     """And whoever was picked, or took the request; positions are among those that are written."""
     load = {"waiting": list(range(100)), "inflight_requests": [0] * 100, "labels": [{"llm-d.ai/role": "decode"}] * 100}
-    (entry,) = written(tmp_path / "log", ended(decision=decided(endpoints(**load)), observed="10.0.0.91:8000"), most=4)
+    made = pool(**load)
+    ours = decided(candidates(of=made))
+    taken = taken_elsewhere(ours, made, 90)
+    (entry,) = written(tmp_path / "log", ended(decision=taken, ours=ours, observed="10.0.0.91:8000"), most=4)
     assert entry.candidates == 100
     assert [server.id for server in entry.servers] == [
         "default/pod-0",
