@@ -83,6 +83,8 @@ async def _run(arguments: argparse.Namespace, logs: Path) -> int:
     from epp.demo.load import Workload
     from epp.demo.run import DemoOptions, compare, keep
 
+    if arguments.json:
+        _write("", arguments.json)  # before two passes have gone by
     workload = Workload(duration=arguments.duration, rate=arguments.rate, seed=arguments.seed)
     options = DemoOptions(workload, arguments.engines, arguments.profile, arguments.blocks, arguments.config)
     console = Console(stderr=arguments.json == "-")
@@ -101,10 +103,10 @@ async def _run(arguments: argparse.Namespace, logs: Path) -> int:
 
 
 def _write(text: str, file: str) -> None:
-    if file == "-":
-        print(text)
-    else:
+    if file != "-":
         Path(file).write_text(f"{text}\n")
+    elif text:
+        print(text)
 
 
 async def _unless(interrupted: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:

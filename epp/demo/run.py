@@ -82,7 +82,7 @@ async def keep(options: DemoOptions, logs: Path, console: Console) -> None:
         lines = [
             f"\nStays up on {stack.url}, until Ctrl-C. Try:",
             f"  curl -N {stack.url}{CHAT} -H 'Content-Type: application/json' -d '{body}'",
-            f"  curl {stack.metrics}/debug/decisions?limit=1",
+            f"  curl '{stack.metrics}/debug/decisions?limit=1'",
         ]
         console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
         await asyncio.get_running_loop().create_future()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -12,6 +13,7 @@ from rich.table import Table
 from epp.demo.watch import Choice, Row, Snapshot
 
 _LINE_EVERY = 1.0
+_WIDEST = 40  # columns that no narrow terminal takes from a cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +106,8 @@ class Lines:
 
 
 def _short(row: Row) -> str:
-    port = row.address.rpartition(":")[2]
     return (
-        f"| :{port} waiting {_whole(row.waiting)} running {_whole(row.running)} "
+        f"| {_port(row.address)} waiting {_whole(row.waiting)} running {_whole(row.running)} "
         f"KV {_percent(row.kv_usage)} in flight {_whole(row.inflight)} hits {_percent(row.hit_ratio)} "
         f"requests {_whole(row.requests)}"
     )
@@ -115,8 +116,8 @@ def _short(row: Row) -> str:
 def endpoints(progress: Progress, snapshot: Snapshot) -> Table:
     """A row an endpoint."""
     table = Table(title=str(progress), title_justify="left", expand=False)
-    table.add_column("endpoint")
-    for head in ("waiting", "running", "KV use", "in flight", "prefix hits", "requests"):
+    table.add_column("endpoint", no_wrap=True)
+    for head in ("waiting", "running", "KV use", "in\nflight", "prefix\nhits", "requests"):
         table.add_column(head, justify="right")
     for row in snapshot.rows:
         numbers = (row.waiting, row.running), (row.inflight,)
@@ -132,18 +133,31 @@ def endpoints(progress: Progress, snapshot: Snapshot) -> Table:
 
 
 def decisions(snapshot: Snapshot) -> Table:
-    """A row for each of the last decisions: the totals of all candidates, and what made up the highest."""
-    table = Table(title="last decisions", title_justify="left", expand=False)
-    for head in ("request", "sent to", "total scores", "of which"):
-        table.add_column(head, no_wrap=True)
-    for choice in snapshot.choices:
-        table.add_row(choice.request_id[:8], choice.destination or choice.error, _totals(choice), _parts(choice))
+    """A row for each of the last decisions: the totals of all candidates, and what made up the highest.
+
+    Where the terminal is narrow, it is the last column that is cut.
+    """
+    table = Table(title="last decisions", title_justify="left", expand=False, box=SIMPLE_HEAD)
+    rows = [
+        (choice.request_id[:8], _port(choice.destination) or choice.error, _totals(choice), _parts(choice))
+        for choice in snapshot.choices
+    ]
+    for column, head in enumerate(("request", "sent to", "total scores", "of which")):
+        widest = max([len(head), *[len(row[column]) for row in rows]])
+        table.add_column(head, no_wrap=True, min_width=None if head == "of which" else min(widest, _WIDEST))
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def _port(address: str) -> str:
+    """How the tables name an endpoint of this machine; nothing for none."""
+    return f":{address.rpartition(':')[2]}" if address else ""
 
 
 def _totals(choice: Choice) -> str:
     best = sorted(choice.totals.items(), key=lambda item: (-item[1], item[0]))
-    return "  ".join(f":{address.rpartition(':')[2]} {total:.2f}" for address, total in best)
+    return "  ".join(f"{_port(address)} {total:.2f}" for address, total in best)
 
 
 def _parts(choice: Choice) -> str:
