@@ -8,6 +8,7 @@ from epp.errors import ConfigError
 BodyModeName = Literal["FULL_DUPLEX_STREAMED", "STREAMED", "BUFFERED", "BUFFERED_PARTIAL", "NONE"]
 
 _REMEDY = "name the model servers with --endpoints IP:PORT,... or --endpoints-file FILE"
+_IN_A_CLUSTER = "or their InferencePool with --pool-name NAME"
 
 
 def listen_address(address: str, port: int) -> str:
@@ -23,10 +24,11 @@ class ServeOptions:
     Durations are seconds, sizes bytes; a port of 0 is a free port; "" and () mean that nothing was given.
 
     Attributes:
-        grpc_bind_address: "" for all interfaces, as for `metrics_bind_address`; see `listen_address`.
+        pool_group: "" for v1's, and where that has no such pool v1alpha2's.
+        grpc_bind_address: "" for all interfaces; see `listen_address`.
         grpc_max_recv_msg_size: at least `max_request_body_bytes` and some more unless it was given.
         grpc_max_send_msg_size: None for no limit.
-        metrics_bind_address: loopback unless metrics were asked for without authentication.
+        metrics_bind_address: None if it wasn't given: see `metrics_host`.
         model_server_metrics_scheme: "" if not given: what the configuration says, or http. So is the path.
         model_server_metrics_port: 0 for the port of the endpoint.
         model_server_metrics_https_insecure_skip_verify: None if not given.
@@ -88,7 +90,7 @@ class ServeOptions:
 
     # Metrics, logs and traces of our own
     metrics_port: int
-    metrics_bind_address: str
+    metrics_bind_address: str | None
     metrics_endpoint_auth: bool
     metrics_cert_dir: str
     metrics_client_ca_file: str
@@ -104,26 +106,35 @@ class ServeOptions:
 
     warnings: tuple[str, ...] = ()
 
-    def require_source(self, *, discovery: bool) -> None:
-        """Sees to it that the model servers come from exactly one place.
+    def metrics_host(self, *, reviewed: bool) -> str:
+        """The interface of the metrics port; "" for all.
+
+        Args:
+            reviewed: whether readers are checked. If they should be and can't, it is loopback unless one was given.
+        """
+        if self.metrics_bind_address is not None:
+            return self.metrics_bind_address
+        return "" if reviewed or not self.metrics_endpoint_auth else "127.0.0.1"
+
+    def in_kubernetes(self, *, discovery: bool) -> bool:
+        """Whether the model servers are pods that Kubernetes tells of. They come from exactly one place.
 
         Args:
             discovery: whether the configuration has a discovery plugin.
 
         Raises:
-            ConfigError: they come from nowhere, from two places, or from Kubernetes.
+            ConfigError: they come from nowhere, or from two places.
         """
         places = {
             "--endpoints": self.endpoints,
             "--endpoints-file": self.endpoints_file,
             "dataLayer.discovery of the configuration": discovery,
+            "--endpoint-selector": self.endpoint_selector,
         }
         sources = [place for place, given in places.items() if given]
         if len(sources) > 1:
             raise ConfigError(f"the model servers come from {' and from '.join(sources)}: keep one of them")
-        if not sources:
-            raise ConfigError(f"{self._nowhere()}: {_REMEDY}, or a file-discovery plugin in the configuration")
-
-    def _nowhere(self) -> str:
-        flag = "--pool-name" if self.pool_name else "--endpoint-selector" if self.endpoint_selector else ""
-        return f"{flag} needs Kubernetes, which isn't built yet" if flag else "there are no model servers"
+        if not sources and not self.pool_name:  # which beside another place is just a name
+            remedy = f"{_REMEDY}, a file-discovery plugin in the configuration, {_IN_A_CLUSTER}"
+            raise ConfigError(f"there are no model servers: {remedy}")
+        return not sources or bool(self.endpoint_selector)

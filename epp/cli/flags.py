@@ -144,8 +144,6 @@ def _derive(values: dict[str, Any], given: Given, environ: Mapping[str, str]) ->
     values["refresh_metrics_interval"] = max(values["refresh_metrics_interval"], _SHORTEST_SCRAPE)
     if values["tls_min_version"] in {"VersionTLS10", "VersionTLS11"}:
         values["tls_min_version"] = "VersionTLS12"
-    if values["metrics_bind_address"] is None:
-        values["metrics_bind_address"] = "127.0.0.1" if values["metrics_endpoint_auth"] else ""
     if values["grpc_max_recv_msg_size"] is None:
         # A body that is just too long for us is answered with 413; one too long for gRPC breaks the stream.
         values["grpc_max_recv_msg_size"] = min(values["max_request_body_bytes"] + _MESSAGE_MARGIN, 2**31 - 1)
@@ -162,6 +160,8 @@ def _check(values: Mapping[str, Any]) -> None:
         raise ConfigError("--grpc-port, --grpc-health-port and --metrics-port must differ")
     if len(values["endpoint_target_ports"]) > _MOST_TARGET_PORTS:
         raise ConfigError(f"--endpoint-target-ports: at most {_MOST_TARGET_PORTS} ports")
+    if values["metrics_client_ca_file"] and not values["metrics_cert_dir"]:
+        raise ConfigError("--metrics-client-ca-file needs --metrics-cert-dir: without TLS nobody shows a certificate")
     for name in _POSITIVE:
         if not values[name]:
             raise ConfigError(f"--{_flag(name)} must be more than 0")
@@ -203,5 +203,3 @@ def _remarks(values: Mapping[str, Any], given: Given) -> Iterator[str]:
     interval = given.get(BY_SPELLING["refresh-metrics-interval"], _SHORTEST_SCRAPE)
     if interval < _SHORTEST_SCRAPE:
         yield f"--refresh-metrics-interval={interval * 1000:g}ms is too short: it is 50ms"
-    if values["metrics_endpoint_auth"] and values["metrics_bind_address"] not in {"127.0.0.1", "::1"}:
-        yield "--metrics-bind-address: whoever reaches it can read the metrics, as authentication isn't built yet"

@@ -41,25 +41,20 @@ def camel(name: str) -> str:
     return first + "".join(word.capitalize() for word in rest)
 
 
-_KUBERNETES = "Kubernetes isn't built yet"
 _ENGINES = "deprecated in favour of engineConfigs of core-metrics-extractor in the configuration, and wins over them"
 _SCRAPE = "deprecated in favour of the parameters of metrics-data-source in the configuration, and wins over them"
 _LOGS = "the log has one form of its own"
-
-
-def _kubernetes(name: str, kind: a.Kind, default: str | None, text: str) -> Flag:
-    return Flag(name, kind, default, text, "accepted", _KUBERNETES)
 
 
 GROUPS: Mapping[str, tuple[Flag, ...]] = {
     "Model servers": (
         Flag("endpoints", a.LIST, "", "the model servers; a comma list, and repeatable"),
         Flag("endpoints-file", a.FILE, "", "a file that lists the model servers, read again when it changes"),
-        _kubernetes("pool-name", a.TEXT, "", "the InferencePool whose pods are the model servers"),
-        _kubernetes("pool-namespace", a.TEXT, "", "its namespace; the environment's NAMESPACE, or default"),
-        _kubernetes("pool-group", a.TEXT, "inference.networking.k8s.io", "its API group"),
-        _kubernetes("endpoint-selector", a.TEXT, "", "a label selector for the model servers' pods"),
-        _kubernetes("endpoint-target-ports", a.PORTS, "", "the ports of those pods, 1 to 8"),
+        Flag("pool-name", a.TEXT, "", "the InferencePool whose pods are the model servers; with a list, just its name"),
+        Flag("pool-namespace", a.TEXT, "", "its namespace; the environment's NAMESPACE, or default"),
+        Flag("pool-group", a.TEXT, "", "inference.networking.k8s.io or ...x-k8s.io; the first that has it by default"),
+        Flag("endpoint-selector", a.TEXT, "", "a label selector for the model servers' pods, without a pool"),
+        Flag("endpoint-target-ports", a.PORTS, "", "the ports of those pods, 1 to 8"),
         Flag("disable-endpoint-subset-filter", a.BOOL, "false", "ignore the subset of endpoints that Envoy names"),
     ),
     "Configuration": (
@@ -76,7 +71,7 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         Flag("grpc-max-recv-msg-size", a.SIZE, None, "of one message; 4Mi more than --max-request-body-bytes"),
         Flag("grpc-max-send-msg-size", a.SIZE, None, "of one message; no limit by default"),
         Flag("drain-timeout", a.DURATION, "30s", "how long to go on serving after SIGTERM"),
-        _kubernetes("ha-enable-leader-election", a.BOOL, "false", "only one replica at a time is ready"),
+        Flag("ha-enable-leader-election", a.BOOL, "false", "only one replica at a time is ready (in Kubernetes)"),
         Flag("grpc-enable-compression", a.BOOL, "false", "", "removed", "gRPC's clients ask for it", ""),
     ),
     "Requests": (
@@ -112,17 +107,10 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
     ),
     "Metrics, logs and traces": (
         Flag("metrics-port", a.PORT, "9090", "Prometheus metrics and debugging"),
-        Flag("metrics-bind-address", a.ADDRESS, None, "127.0.0.1; all with --metrics-endpoint-auth=false"),
-        Flag(
-            "metrics-endpoint-auth",
-            a.BOOL,
-            "true",
-            "ask Kubernetes who may read metrics",
-            "accepted",
-            "Kubernetes isn't built yet; metrics are served on 127.0.0.1 only, unless it is false",
-        ),
-        Flag("metrics-cert-dir", a.FOLDER, "", "TLS for metrics", "accepted", "metrics are served without TLS"),
-        Flag("metrics-client-ca-file", a.FILE, "", "mTLS for metrics", "accepted", "metrics are served without TLS"),
+        Flag("metrics-bind-address", a.ADDRESS, None, "all; 127.0.0.1 where readers should be checked and can't be"),
+        Flag("metrics-endpoint-auth", a.BOOL, "true", "ask Kubernetes who may read; without it, serve 127.0.0.1"),
+        Flag("metrics-cert-dir", a.FOLDER, "", "TLS for metrics: a folder with tls.crt and tls.key"),
+        Flag("metrics-client-ca-file", a.FILE, "", "who signs the certificates that readers must show"),
         Flag(
             "refresh-prometheus-metrics-interval",
             a.DURATION,

@@ -116,7 +116,7 @@ _STATUS = msgspec.json.Decoder(_Status)
 
 
 class Api:
-    """One HTTP session with the API server; to be opened in a running event loop, and closed.
+    """One HTTP session with the API server, which begins with the first request; to be closed.
 
     Args:
         access: see `epp.kube.access.find`.
@@ -128,19 +128,26 @@ class Api:
         self.access = access
         self._connect = connect
         self._timeout = timeout
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=access.tls or True, socket_factory=_socket),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Accept": "application/json", "User-Agent": "epp"},
-            proxy=access.proxy or None,
-        )
+        self._made: aiohttp.ClientSession | None = None
 
     def __repr__(self) -> str:
         return f"<Api: {self.access.server}>"
 
     async def aclose(self) -> None:
         """Ends every connection."""
-        await self._session.close()
+        if self._made is not None:
+            await self._made.close()
+
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        if self._made is None:
+            self._made = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, ssl=self.access.tls or True, socket_factory=_socket),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"Accept": "application/json", "User-Agent": "epp"},
+                proxy=self.access.proxy or None,
+            )
+        return self._made
 
     async def request(self, method: str, path: str, body: Any = None, params: Mapping[str, str] | None = None) -> bytes:
         """The answer's body.

@@ -147,6 +147,8 @@ SPECS = (
     _epp("compared_decisions_total", "counter", ("other", "result"), "Decisions against the shadow's, or a picker's."),
     _epp("regret", "histogram", ("other",), "What the other decision would have won, in shares of its points.", REGRET),
     _epp("decision_log_rows_total", "counter", ("result",), "Rows of the decision log: written, or dropped."),
+    _epp("discovery_stale", "gauge", (), "1 while the API server is lost and the endpoints stay as they were."),
+    _epp("leader", "gauge", (), "1 if this replica leads, where there is an election."),
     _epp("endpoint_changes_total", "counter", ("state",), "Endpoints taken out, back in, or seen to restart."),
     _epp("extproc_streams_inflight", "gauge", (), "ext_proc streams in flight."),
     _epp("extproc_stream_duration_seconds", "histogram", (), "Duration of an ext_proc stream.", STREAM),

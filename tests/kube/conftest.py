@@ -34,7 +34,7 @@ class Following:
     def __init__(self, api: Api, wanted: Wanted | None = None, **options: Any) -> None:
         self.pool = Pool()
         self.errors: list[str] = []
-        self.stale: list[bool] = []
+        self.stale = [False]
         self.changes: list[tuple[list[str], list[str]]] = []
         self._something = asyncio.Event()
         self.discovery = KubernetesDiscovery(
@@ -43,12 +43,17 @@ class Following:
             wanted or Wanted(pool="llama"),
             on_error=lambda message: self._note(self.errors, message),
             on_pool=lambda added, removed: self._note(self.changes, (list(added), list(removed))),
-            on_stale=lambda stale: self._note(self.stale, stale),
+            on_state=self._state,
             **{"patience": 0.5} | options,
         )
 
     def _note(self, where: list[Any], what: Any) -> None:
         where.append(what)
+        self._something.set()
+
+    def _state(self) -> None:
+        if self.stale[-1:] != [self.discovery.stale]:
+            self.stale.append(self.discovery.stale)
         self._something.set()
 
     async def __aenter__(self) -> Self:

@@ -110,7 +110,7 @@ class KubernetesDiscovery:
         wanted: which pods.
         on_error: hears of what goes wrong.
         on_pool: hears of the ids of endpoints added and removed.
-        on_stale: hears whether what is known is stale, whenever that changes.
+        on_state: called whenever the pool is synced, or no longer, and whenever what is known is stale, or no longer.
         patience: seconds that a start waits for the API server before it goes on without.
         pace, now, source: see `Reflector`.
     """
@@ -123,7 +123,7 @@ class KubernetesDiscovery:
         *,
         on_error: Callable[[str], None] = lambda _: None,
         on_pool: OnPool = lambda *_: None,
-        on_stale: Callable[[bool], None] = lambda _: None,
+        on_state: Callable[[], None] = lambda: None,
         patience: float = 2.0,
         pace: Pace | None = None,
         now: Callable[[], float] = time.monotonic,
@@ -134,7 +134,7 @@ class KubernetesDiscovery:
         self._pool = pool
         self._api = api
         self._wanted = wanted
-        self._on_error, self._on_stale = on_error, on_stale
+        self._on_error, self._on_state = on_error, on_state
         self._pace, self._now, self._random = pace, now, source or random.Random()
         self._candidates = [_Candidate(resource) for resource in wanted.pools]
         self._members = Members(pool, on_pool, self._review_synced)
@@ -333,9 +333,9 @@ class KubernetesDiscovery:
         where = " or ".join(str(candidate.resource) for candidate in self._candidates)
         self._failed("pool", f"there is no {where} {self._wanted.pool!r} in namespace {self._wanted.namespace!r}")
         self._spec = None
-        self._pool.synced = False
         self._follow("")
         self._members.clear()
+        self._review_synced()
 
     def _follow(self, selector: str) -> None:
         self._selector, self._members.listed = selector, False
@@ -360,9 +360,13 @@ class KubernetesDiscovery:
     # --- the state as a whole
 
     def _review_synced(self) -> None:
-        if self._spec is not None and self._members.listed and not self._pending:
-            self._pool.synced = True
+        """The pool is synced once all has been heard of, and stays so until there is no such pool any more."""
+        heard = self._pool.synced or (self._members.listed and not self._pending)
+        synced = heard and self._spec is not None
+        if synced != self._pool.synced:
+            self._pool.synced = synced
             self._synced.set()
+            self._on_state()
 
     def _review_stale(self) -> None:
         for name, each in self._reflectors.items():
@@ -371,7 +375,7 @@ class KubernetesDiscovery:
         stale = any(each.stale_since is not None for each in self._reflectors.values())
         if stale != self.stale:
             self.stale = stale
-            self._on_stale(stale)
+            self._on_state()
 
     def _failed(self, what: str, message: str) -> None:
         if self._errors.get(what) != message:

@@ -93,8 +93,7 @@ VALUES: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
     "free ports": (["--grpc-port=0", "--grpc-health-port=0", "--metrics-port=0"], {"grpc_port": 0, "metrics_port": 0}),
     "body mode in lower case": (["--default-body-mode=buffered"], {"default_body_mode": "BUFFERED"}),
     "body mode with dashes": (["--default-body-mode", "buffered-partial"], {"default_body_mode": "BUFFERED_PARTIAL"}),
-    "all interfaces for metrics": (["--metrics-endpoint-auth=false"], {"metrics_bind_address": ""}),
-    "metrics on loopback": (["--metrics-endpoint-auth"], {"metrics_bind_address": "127.0.0.1"}),
+    "metrics where it is safe": (["--metrics-endpoint-auth"], {"metrics_bind_address": None}),
     "metrics where one says": (["--metrics-bind-address=10.0.0.1"], {"metrics_bind_address": "10.0.0.1"}),
     "metrics everywhere": (["--metrics-bind-address="], {"metrics_bind_address": ""}),
     "IPv6 in brackets": (["--grpc-bind-address=[::1]"], {"grpc_bind_address": "::1"}),
@@ -157,20 +156,17 @@ ERRORS: dict[str, tuple[Sequence[str], str]] = {
         "--config-file and --config-text exclude",
     ),
     "two pools": (["--pool-name=a", "--endpoint-selector=b"], "--pool-name and --endpoint-selector exclude each other"),
+    "readers' certificates without TLS": (["--metrics-client-ca-file=/c"], "needs --metrics-cert-dir"),
     "two lists": (["--endpoints=a:1", "--endpoints-file=b"], "--endpoints and --endpoints-file exclude each other"),
 }
 
 WARNINGS: dict[str, tuple[Sequence[str], list[str]]] = {
     "nothing set": ([], []),
     "set to what it would be anyway": (["--grpc-port=9002", "--secure-serving=true", "--enable-cert-reload"], []),
-    "Kubernetes": (["--pool-name=a", "--poolName=b"], ["--pool-name has no effect: Kubernetes isn't built yet"]),
+    "Kubernetes": (["--pool-name=a", "--poolName=b", "--ha-enable-leader-election", "--metrics-endpoint-auth"], []),
     "not built": (["--tracing"], ["--tracing has no effect: traces aren't built yet"]),
-    "not built and switched off": (["--tracing=false", "--ha-enable-leader-election=false", "--enable-pprof=0"], []),
-    "not built and empty": (["--pool-name", "", "--metrics-cert-dir="], []),
-    "metrics over TLS": (
-        ["--metrics-cert-dir=/c"],
-        ["--metrics-cert-dir has no effect: metrics are served"],
-    ),
+    "not built and switched off": (["--tracing=false", "--enable-pprof=0"], []),
+    "not built and empty": (["--zap-stacktrace-level", "", "--zap-time-encoding="], []),
     "removed": (
         ["--grpc-enable-compression=false"],
         ["--grpc-enable-compression has no effect: gRPC's clients"],
@@ -193,12 +189,6 @@ WARNINGS: dict[str, tuple[Sequence[str], list[str]]] = {
     "health": (["--health-checking"], []),
     "a form of log lines": (["--zap-encoder=console"], ["--zap-encoder=console has no effect: log lines are JSON"]),
     "the form of log lines": (["--zap-encoder", "json", "--allow-experimental-plugins"], []),
-    "metrics in the open": (["--metrics-bind-address=0.0.0.0"], ["--metrics-bind-address: whoever reaches it"]),
-    "metrics in the open, as wished": (["--metrics-bind-address=0.0.0.0", "--metrics-endpoint-auth=false"], []),
-    "authentication": (
-        ["--metrics-endpoint-auth"],
-        ["--metrics-endpoint-auth has no effect: Kubernetes"],
-    ),
     "an endpoint twice in a list": (
         ["--endpoints=a:1,b:2,a:1,a:1", "--endpoints=b:2"],
         ["--endpoints: a:1 is listed more than once, and counts once"],
@@ -244,15 +234,13 @@ def test_kserve_with_tls() -> None:
     assert options.model_server_metrics_scheme == "https"
     assert options.ha_enable_leader_election
     named = [warning.split()[0] for warning in options.warnings]
-    assert named == [
-        *("--pool-name", "--pool-namespace", "--model-server-metrics-scheme", "--ha-enable-leader-election"),
-        "--tracing",
-    ]
+    assert named == ["--model-server-metrics-scheme", "--tracing"]
 
 
 def test_kserve_with_extra_arguments_and_the_whole_list_repeated() -> None:
     options = parse(*KSERVE_PLAIN, *KSERVE_TLS, "--metrics-endpoint-auth=false", "-v=4", "--config-text", CONFIG)
-    assert (options.verbosity, options.metrics_bind_address, options.cert_path) == (4, "", "/var/run/kserve/tls")
+    assert (options.verbosity, options.cert_path) == (4, "/var/run/kserve/tls")
+    assert options.metrics_host(reviewed=False) == ""
 
 
 def test_kserve_0_16_spells_in_camel_case() -> None:
@@ -326,8 +314,7 @@ def _fits(value: object, declared: Any) -> bool:
         (["--pool-name=p"], True, None),
         (["--pool-name=p", "--endpoints=127.0.0.1:8000"], False, None),
         ([], False, "there are no model servers: name the model servers with --endpoints"),
-        (["--pool-name=p"], False, "--pool-name needs Kubernetes, which isn't built yet: name the model servers with"),
-        (["--endpoint-selector=a=b"], False, "--endpoint-selector needs Kubernetes"),
+        (["--endpoint-selector=a=b", "--endpoints=127.0.0.1:8000"], False, "from --endpoints and from --endpoint-sel"),
         (["--endpoints=127.0.0.1:8000"], True, "from --endpoints and from dataLayer.discovery of the configuration"),
         (["--endpoints-file=x.yaml"], True, "from --endpoints-file and from dataLayer.discovery"),
     ],
@@ -337,11 +324,31 @@ def test_model_servers_come_from_exactly_one_place(
 ) -> None:
     options = parse(*arguments)
     if problem is None:
-        options.require_source(discovery=discovery)
+        assert not options.in_kubernetes(discovery=discovery)
         return
     with pytest.raises(ConfigError) as caught:
-        options.require_source(discovery=discovery)
+        options.in_kubernetes(discovery=discovery)
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("arguments", [["--pool-name=p"], ["--endpoint-selector=a=b"]])
+def test_without_any_other_place_they_are_pods(arguments: Sequence[str]) -> None:
+    assert parse(*arguments).in_kubernetes(discovery=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reviewed", "host"),
+    [
+        ([], True, ""),
+        ([], False, "127.0.0.1"),
+        (["--metrics-endpoint-auth=false"], False, ""),
+        (["--metrics-bind-address=10.0.0.1"], False, "10.0.0.1"),
+    ],
+)
+def test_metrics_are_open_to_all_only_where_readers_are_checked_or_nobody_wants_it(
+    arguments: Sequence[str], reviewed: bool, host: str
+) -> None:
+    assert parse(*arguments).metrics_host(reviewed=reviewed) == host
 
 
 def test_help_lists_every_flag_with_its_default() -> None:

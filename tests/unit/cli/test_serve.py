@@ -16,10 +16,10 @@ def test_options_reach_the_application(capsys: pytest.CaptureFixture[str]) -> No
 
     def run(options: ServeOptions) -> int:
         seen.append(options)
-        assert "warning: --pool-name has no effect" in capsys.readouterr().err
+        assert "warning: --zap-devel has no effect" in capsys.readouterr().err
         return 7
 
-    assert serve.main(["--pool-name", "p", "", "--endpoints", "127.0.0.1:8000"], run) == 7
+    assert serve.main(["--zap-devel", "", "--endpoints", "127.0.0.1:8000"], run) == 7
     assert seen[0].endpoints == ("127.0.0.1:8000",)
 
 
@@ -30,7 +30,7 @@ def test_an_unknown_flag_is_status_2(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_an_unusable_configuration_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     def run(options: ServeOptions) -> int:
-        options.require_source(discovery=False)
+        options.in_kubernetes(discovery=False)
         return 0
 
     assert serve.main([], run) == 1
