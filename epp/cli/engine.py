@@ -18,18 +18,18 @@ from epp.engine.server import EngineServer
 
 def main(arguments: list[str]) -> int:
     """Runs the engine; returns 0 after SIGTERM or SIGINT, 1 if it can't start, 2 for wrong usage."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.profile == "list":
         print(table())
         return 0
     try:
-        return uvloop.run(_serve(_read(options)))
+        return uvloop.run(_serve(read(options)))
     except (ValueError, OSError) as error:
         print(f"epp engine: {error}", file=sys.stderr)
         return 1
 
 
-def _read(options: argparse.Namespace) -> list[EngineOptions]:
+def read(options: argparse.Namespace) -> list[EngineOptions]:
     """The servers to start: one, or one a data-parallel rank if each is to have a port of its own."""
     values = vars(options)
     separate = values.pop("data_parallel_ports")
@@ -46,9 +46,10 @@ def _read(options: argparse.Namespace) -> list[EngineOptions]:
     ]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("epp engine", description="A simulated vLLM server.")
-    add, default = parser.add_argument, EngineOptions()
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser("epp engine", description="A simulated vLLM server.")
+    add, default = made.add_argument, EngineOptions()
     add("--model", default=default.model, help="name of the model (%(default)s)")
     add("--profile", default=default.profile, choices=[*PROFILES, "list"], help="which engine; list shows them")
     add("--host", default=default.host, help="address to listen on (%(default)s)")
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--startup-seconds", type=float, default=default.startup_seconds, help="before it listens (%(default)s)")
     add("--grace", type=float, default=5.0, help="seconds that running requests get at the end (%(default)s)")
-    return parser
+    return made
 
 
 async def _serve(servers: list[EngineOptions]) -> int:

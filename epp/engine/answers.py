@@ -21,102 +21,136 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Writes what a client gets; ``created`` is a Unix time in whole seconds, ``answers`` the number a prompt."""
+    """Writes what a client gets.
+
+    Attributes:
+        created: a Unix time in whole seconds.
+        answers: how many each prompt gets.
+        with_ids: whether the ids of the tokens are told too (``return_token_ids``).
+    """
 
     response_id: str
     model: str
     created: int
     chat: bool
     answers: int = 1
+    with_ids: bool = False
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.response_id, "object": kind, "created": self.created, "model": self.model}
 
-    def usage(self, computed: Sequence[Computed]) -> dict[str, Any]:
+    def usage(self, computed: Sequence[Computed], details: dict[str, Any]) -> dict[str, Any]:
         """The ``usage`` object: a prompt counts once, however many answers it gets."""
         first_of_each = computed[:: self.answers]
         prompt = sum(sequence.request.prompt_tokens for sequence in first_of_each)
         completion = sum(sequence.produced for sequence in computed)
+        cached = sum(sequence.cached_tokens for sequence in first_of_each)
         return {
             "prompt_tokens": prompt,
             "total_tokens": prompt + completion,
             "completion_tokens": completion,
-            "prompt_tokens_details": {"cached_tokens": sum(sequence.cached_tokens for sequence in first_of_each)},
+            "prompt_tokens_details": {"cached_tokens": cached, **details},
         }
 
     def full(self, choices: Sequence[Choice], computed: Sequence[Computed]) -> bytes:
         """The whole answer as one JSON object."""
-        head = self._head("chat.completion" if self.chat else "text_completion")
-        written = [self._choice(*pair, index) for index, pair in enumerate(zip(choices, computed, strict=True))]
-        return _json({**head, "choices": written, "system_fingerprint": FINGERPRINT, "usage": self.usage(computed)})
-
-    def _choice(self, choice: Choice, sequence: Computed, index: int) -> dict[str, Any]:
-        end = {
-            "logprobs": None,
-            "finish_reason": finish_reason(choice, sequence),
-            "stop_reason": None,
-            "token_ids": None,
+        write = self._chat_choice if self.chat else self._text_choice
+        written = [write(*pair, index) for index, pair in enumerate(zip(choices, computed, strict=True))]
+        details = {"created_cache_tokens": None, "multimodal_tokens": None}
+        body = {
+            **self._head("chat.completion" if self.chat else "text_completion"),
+            "choices": written,
+            "service_tier": None,
+            "system_fingerprint": FINGERPRINT,
+            "usage": {**self.usage(computed, details), "completion_tokens_details": None},
         }
-        if not self.chat:
-            more = {"prompt_logprobs": None, "prompt_token_ids": None}
-            return {"index": index, "text": _text(choice, range(sequence.produced)).decode(), **end, **more}
-        message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
-        message.update(annotations=None, audio=None, function_call=None, tool_calls=[], reasoning=None)
-        if choice.call is None:
-            message["content"] = _text(choice, range(sequence.produced)).decode()
-        else:
+        if self.chat:
+            body.update(prompt_logprobs=None, prompt_token_ids=self._prompt_ids(choices[0]), prompt_text=None)
+        return _json({**body, "kv_transfer_params": None, "ec_transfer_params": None, "metrics": None})
+
+    def _prompt_ids(self, choice: Choice) -> list[int] | None:
+        return choice.text.tokens(0, choice.request.prompt_tokens).tolist() if self.with_ids else None
+
+    def _end(self, choice: Choice, sequence: Computed) -> dict[str, Any]:
+        ids = choice.text.answer(0, sequence.produced).tolist() if self.with_ids else None
+        reason = finish_reason(choice, sequence)
+        return {"logprobs": None, "finish_reason": reason, "stop_reason": None, "token_ids": ids}
+
+    def _text_choice(self, choice: Choice, sequence: Computed, index: int) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": _text(choice, range(sequence.produced)).decode(),
+            **self._end(choice, sequence),
+            "prompt_logprobs": None,
+            "prompt_token_ids": self._prompt_ids(choice),
+            "routed_experts": None,
+        }
+
+    def _chat_choice(self, choice: Choice, sequence: Computed, index: int) -> dict[str, Any]:
+        text = None if choice.call else _text(choice, range(sequence.produced)).decode()
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "annotations": None}
+        message.update(audio=None, function_call=None)
+        if choice.call is not None:
             call = msgspec.to_builtins(choice.call)
             call["function"]["arguments"] = _arguments(choice, range(sequence.produced))
             message["tool_calls"] = [call]
-        return {"index": index, "message": message, **end}
+        message["reasoning"] = None
+        return {"index": index, "message": message, **self._end(choice, sequence), "routed_experts": None}
 
     def opening(self) -> list[bytes]:
         """The events before any token: of a chat, the role of each answer."""
         if not self.chat:
             return []
-        head = b"data: " + _json(self._head("chat.completion.chunk"))[:-1]
+        head = self._event_head()
         return [
             head + b',"choices":[{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,'
             b'"finish_reason":null}],"prompt_token_ids":null,"prompt_text":null}\n\n' % index
             for index in range(self.answers)
         ]
 
+    def _event_head(self) -> bytes:
+        return b"data: " + _json(self._head("chat.completion.chunk" if self.chat else "text_completion"))[:-1]
+
     def writer(self, choice: Choice, index: int) -> "Writer":
         """Writes the events of one of the answers."""
-        head = self._head("chat.completion.chunk" if self.chat else "text_completion")
-        before = b"data: " + _json(head)[:-1] + b',"choices":[{"index":%d,' % index
+        before = self._event_head() + b',"choices":[{"index":%d,' % index
         if not self.chat:
-            after = b',"logprobs":null,"finish_reason":%s,"stop_reason":null,"token_ids":null}],"usage":null}\n\n'
-            return Writer(choice, before, b'"text":"%s"', after % b"null", after)
-        after = b',"logprobs":null,"finish_reason":%s,"token_ids":null}]}\n\n'
-        last = b',"logprobs":null,"finish_reason":%s,"stop_reason":null,"token_ids":null}]}\n\n'
-        delta = b'"delta":{"content":"%s"}' if choice.call is None else b'"delta":{"tool_calls":[%s]}'
-        return Writer(choice, before, delta, after % b"null", last)
+            end = b',"logprobs":null,"finish_reason":%s,"stop_reason":null,"prompt_token_ids":null,"token_ids":'
+            return Writer(choice, before, b'"text":"%s"', end, end, self.with_ids)
+        delta = b'"delta":{"content":"%s"}' if choice.call is None else b'"delta":{%s}'
+        end = b',"logprobs":null,"finish_reason":%s,"token_ids":'
+        last = b',"logprobs":null,"finish_reason":%s,"stop_reason":null,"token_ids":'
+        return Writer(choice, before, delta, end, last, self.with_ids)
 
     def usage_event(self, computed: Sequence[Computed]) -> bytes:
         """The event without choices that ends a stream with ``include_usage``."""
-        head = self._head("chat.completion.chunk" if self.chat else "text_completion")
-        body = {**head, "choices": [], "usage": self.usage(computed), "system_fingerprint": FINGERPRINT}
-        return b"data: " + _json(body) + b"\n\n"
+        used = _json({"choices": [], "usage": self.usage(computed, {}), "system_fingerprint": FINGERPRINT})
+        return self._event_head() + b"," + used[1:] + b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Events of one streamed answer: ``before``, the new part in ``delta``, ``after``; the ``last`` has the reason."""
+    """Events of one streamed answer: ``before``, the new part in ``delta``, ``end``; the ``last`` has the reason."""
 
     choice: Choice
     before: bytes
     delta: bytes
-    after: bytes
+    end: bytes
     last: bytes
+    with_ids: bool
 
     def events(self, tokens: range, sequence: Computed) -> list[bytes]:
         """One event a token; ``tokens`` are positions in the answer."""
         piece = _text if self.choice.call is None else _call_delta
-        events = [self.before + self.delta % piece(self.choice, range(i, i + 1)) + self.after for i in tokens]
-        if events and sequence.finish_reason is not None and tokens.stop == sequence.produced:
-            reason = b'"%s"' % finish_reason(self.choice, sequence).encode()
-            events[-1] = events[-1].removesuffix(self.after) + self.last % reason
+        final = sequence.produced - 1 if sequence.finish_reason is not None else -1
+        events = []
+        for position in tokens:
+            token = range(position, position + 1)
+            end = self.end % b"null"
+            if position == final:
+                end = self.last % (b'"%s"' % finish_reason(self.choice, sequence).encode())
+            ids = _json(self.choice.text.answer(position, position + 1).tolist()) if self.with_ids else b"null"
+            events.append(self.before + self.delta % piece(self.choice, token) + end + ids + b"}]}\n\n")
         return events
 
 
@@ -140,12 +174,15 @@ def _arguments(choice: Choice, tokens: range) -> str:
 
 
 def _call_delta(choice: Choice, tokens: range) -> bytes:
-    """The first token brings the call's id and name, each a part of the arguments."""
-    function: dict[str, Any] = {"arguments": _arguments(choice, tokens)}
-    if tokens.start or choice.call is None:
-        return _json({"index": 0, "function": function})
-    head = {"id": choice.call.id, "type": "function", "index": 0}
-    return _json({**head, "function": {"name": choice.call.function.name, **function}})
+    """The first token brings the call's id and name, each a part of the arguments, the end of the message nothing."""
+    call, part = choice.call, _arguments(choice, tokens)
+    if call is None or (tokens.start and not part):
+        return b""
+    if tokens.start:
+        return b'"tool_calls":[%s]' % _json({"index": 0, "function": {"arguments": part}})
+    head = {"id": call.id, "type": "function", "index": 0}
+    function = {"name": call.function.name, "arguments": part}
+    return b'"content":null,"tool_calls":[%s]' % _json({**head, "function": function})
 
 
 def _json(value: Any) -> bytes:

@@ -164,11 +164,14 @@ class Driver:
         self.metrics.stepped(result)
         for sequence in (*result.produced, *result.finished):
             self._streams[sequence.request.request_id].wake()
+        answered: dict[int, list[Sequence]] = {}
         for sequence in result.finished:
             siblings = self._streams[sequence.request.request_id].siblings(sequence)
             if all(one.finish_reason not in (None, "abort") for one in siblings):
-                self.metrics.answered(len(siblings), max(one.produced for one in siblings))
+                answered[id(siblings[0])] = siblings
             self._leave(sequence)
+        for siblings in answered.values():
+            self.metrics.answered(len(siblings), max(one.produced for one in siblings))
 
     def _leave(self, sequence: Sequence) -> None:
         del self._streams[sequence.request.request_id]

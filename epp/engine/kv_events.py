@@ -62,15 +62,21 @@ class KvEventsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def for_rank(endpoint: str, rank: int) -> str:
-    """Where a data-parallel rank binds or connects: TCP ports count up, ``inproc`` names get a suffix."""
+    """Where a data-parallel rank binds or connects: TCP ports count up, ``inproc`` names get a suffix.
+
+    Raises:
+        ValueError: there is nothing to count up.
+    """
     if not rank:
         return endpoint
     if endpoint.startswith("inproc://"):
         return f"{endpoint}_dp{rank}"
     base, colon, port = endpoint.rpartition(":")
+    if port in ("0", "*"):
+        return endpoint
     if not endpoint.startswith("tcp://") or not port.isdigit():
         raise ValueError(f"KV events: {endpoint!r} has no port to count up for rank {rank}")
-    return f"{base}{colon}{int(port) + rank}" if int(port) else endpoint
+    return f"{base}{colon}{int(port) + rank}"
 
 
 def encode_event(event: KvEvent, form: Format, lora_ids: dict[str, int]) -> Any:
@@ -120,13 +126,22 @@ def _bound(socket: "zmq.Socket[Any]") -> str:
 class KvEventPublisher:
     """Publishes the events of one rank: ``async with KvEventPublisher(...) as publisher``.
 
+    Attributes:
+        endpoint, replay_endpoint: where it binds or connects; once entered, with the port that it got.
+
     State: the two sockets, the next sequence number, and the ring of batches for replay.
     """
 
     def __init__(self, config: KvEventsConfig, rank: int, form: Format, lora_ids: dict[str, int]) -> None:
-        """Nothing is open yet; ``lora_ids`` is looked into when an adapter's blocks are published."""
+        """Nothing is open yet; ``lora_ids`` is looked into when an adapter's blocks are published.
+
+        Raises:
+            ValueError: see ``for_rank``.
+        """
         self._config = config
         self._rank = rank
+        self.endpoint = for_rank(config.endpoint, rank)
+        self.replay_endpoint = for_rank(config.replay_endpoint, rank) if config.replay_endpoint else ""
         self._form: Format = form
         self._lora_ids = lora_ids
         self._topic = config.topic.encode()
@@ -136,7 +151,6 @@ class KvEventPublisher:
         self._context: zmq.asyncio.Context | None = None
         self._publish: zmq.Socket[bytes] | None = None
         self._task: asyncio.Task[None] | None = None
-        self.endpoint = self.replay_endpoint = ""
 
     async def __aenter__(self) -> Self:
         """Binds or connects.
@@ -148,25 +162,23 @@ class KvEventPublisher:
         try:
             self._publish = zmq.Socket(self._context, zmq.PUB)
             self._publish.set_hwm(self._config.hwm)
-            endpoint = for_rank(self._config.endpoint, self._rank)
-            binds = "*" in endpoint or "::" in endpoint or endpoint.startswith(("ipc://", "inproc://"))
-            if binds:
-                self._publish.bind(endpoint)
+            if "*" in self.endpoint or "::" in self.endpoint or self.endpoint.startswith(("ipc://", "inproc://")):
+                self._publish.bind(self.endpoint)
+                self.endpoint = _bound(self._publish)
             else:
-                self._publish.connect(endpoint)
-            self.endpoint = _bound(self._publish) if binds else endpoint
-            if self._config.replay_endpoint:
-                self._open_replay(self._context, for_rank(self._config.replay_endpoint, self._rank))
+                self._publish.connect(self.endpoint)
+            if self.replay_endpoint:
+                self._open_replay(self._context)
         except zmq.ZMQError as error:
             await self.__aexit__(None, None, None)
             raise OSError(error.errno, f"KV events on {self._config.endpoint}: {error}") from error
         return self
 
-    def _open_replay(self, context: zmq.asyncio.Context, endpoint: str) -> None:
+    def _open_replay(self, context: zmq.asyncio.Context) -> None:
         router = context.socket(zmq.ROUTER)
-        router.bind(endpoint)
+        router.bind(self.replay_endpoint)
         self.replay_endpoint = _bound(router)
-        self._task = asyncio.create_task(self._serve_replay(router), name=f"KV events, replay on {endpoint}")
+        self._task = asyncio.create_task(self._serve_replay(router), name=f"KV events on {self.replay_endpoint}")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -50,6 +50,7 @@ class _Body(msgspec.Struct, kw_only=True):
     min_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
     n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = 1
     ignore_eos: bool = False
+    return_token_ids: bool = False
     cache_salt: str | None = None
 
     @property
@@ -274,7 +275,23 @@ def models(base: str, loras: Iterable[str], max_model_len: int, created: int) ->
     common = {"object": "model", "created": created, "owned_by": "vllm"}
     cards: list[dict[str, Any]] = [{"id": base, **common, "root": base, "parent": None, "max_model_len": max_model_len}]
     cards += [{"id": lora, **common, "root": lora, "parent": base, "max_model_len": None} for lora in loras]
+    for card in cards:
+        card["permission"] = [_permission(card["id"], created)]
     return _json({"object": "list", "data": cards})
+
+
+def _permission(model: str, created: int) -> dict[str, Any]:
+    allowed = {"create_engine": False, "sampling": True, "logprobs": True, "search_indices": False, "view": True}
+    return {
+        "id": f"modelperm-{xxhash.xxh3_64_hexdigest(model.encode())}",
+        "object": "model_permission",
+        "created": created,
+        **{f"allow_{what}": whether for what, whether in allowed.items()},
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }
 
 
 def _json(value: Any) -> bytes:

@@ -211,7 +211,7 @@ class EngineServer:
         cleared = [driver.clear_cache() for driver in self._drivers]
         if not all(cleared):
             raise ApiError(500, "the prefix cache is in use: wait until no request runs")
-        return web.Response()
+        return web.json_response({"success": True})
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         return await self._generate(http, openai.ChatBody, "chatcmpl")
@@ -229,7 +229,8 @@ class EngineServer:
         lora = self._adapter(body.model)
         choices = openai.to_choices(body, f"{name}/{next(self._numbers)}", lora, self._limits)
         chat, answers = kind is openai.ChatBody, body.n or 1
-        answer = Answer(f"{prefix}-{name}", body.model or self.options.model, int(time.time()), chat, answers)
+        served = body.model or self.options.model
+        answer = Answer(f"{prefix}-{name}", served, int(time.time()), chat, answers, body.return_token_ids)
         stream = driver.submit(*(choice.request for choice in choices), answers=answers)
         try:
             if body.stream:
@@ -283,7 +284,8 @@ class EngineServer:
         if model in (None, self.options.model):
             return None
         if model not in self._loras:
-            raise ApiError(404, f"The model `{model}` does not exist.", "model")
+            names = ", ".join([self.options.model, *self._loras])
+            raise ApiError(404, f"The model `{model}` does not exist. Valid aliases: {names}.", "model")
         return model
 
 

@@ -138,7 +138,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = BlockPool(10)
+        self.pool = BlockPool(10, record=True)
+        self.told: Counter[int] = Counter()
         self.held: list[tuple[str, list[int]]] = []
         self.text_of: dict[int, str] = {}
 
@@ -203,6 +204,25 @@ class PoolMachine(RuleBasedStateMachine):
         assert sorted(entries) == sorted(self.text_of)
         assert set(self.pool._cached) == {chain(text)[-1] for text in self.text_of.values()}
 
+    @invariant()
+    def what_is_cached_has_its_parent_cached(self) -> None:
+        """A hole in a chain would make its end useless, and events about it unreadable."""
+        cached = set(self.text_of.values())
+        assert all(len(text) == SIZE or text[:-SIZE] in cached for text in cached)
 
-PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+    @invariant()
+    def events_tell_what_is_cached(self) -> None:
+        """Stores less removals, block by block, are the cache: equal contents in two blocks count twice."""
+        for event in self.pool.take_events():
+            if isinstance(event, BlockStored):
+                assert event.parent is None or self.told[event.parent]
+                self.told.update(event.hashes)
+            elif isinstance(event, BlockRemoved):
+                self.told[event.content] -= 1
+            else:
+                self.told.clear()
+        assert +self.told == Counter(chain(text)[-1] for text in self.text_of.values())
+
+
+PoolMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestPool = PoolMachine.TestCase

@@ -17,7 +17,9 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from epp.cli.engine import main, parser, read
 from epp.engine.options import EngineOptions
+from epp.engine.profiles import PROFILES
 from epp.engine.server import EngineServer
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -102,7 +104,8 @@ async def test_chat_in_one_piece(http: aiohttp.ClientSession) -> None:
         "prompt_tokens": 11,
         "completion_tokens": 4,
         "total_tokens": 15,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": 0, "created_cache_tokens": None, "multimodal_tokens": None},
+        "completion_tokens_details": None,
     }
 
 
@@ -294,15 +297,41 @@ async def _collect(response: aiohttp.ClientResponse, received: bytearray) -> Non
         received += piece
 
 
+@pytest.mark.parametrize("after", [0, 2])
+async def test_a_stream_that_stalls_keeps_its_connection(
+    http: aiohttp.ClientSession, engine: EngineServer, after: int
+) -> None:
+    async with http.post(CHAT, json=hello(stream=True), headers={"x-sim-stall-after": str(after)}) as response:
+        received = bytearray()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(_collect(response, received), 0.3)
+    assert received.count(b"data: ") == after
+    await asyncio.wait_for(engine.drained(), DEADLINE)
+
+
+async def test_a_delay_asked_for_by_header(http: aiohttp.ClientSession) -> None:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await post(http, CHAT, hello(), x_sim_delay="0.2")
+    assert loop.time() - began >= 0.2
+
+
 async def test_a_connection_cut_in_place_of_an_answer(http: aiohttp.ClientSession) -> None:
     with pytest.raises(aiohttp.ServerDisconnectedError):
         await post(http, CHAT, hello(), x_sim_die_after="5")
 
 
-@pytest.mark.parametrize(("rate", "statuses"), [(0.0, {200}), (0.5, {200, 500}), (1.0, {500})])
-async def test_failures_by_chance(rate: float, statuses: set[int]) -> None:
+@pytest.mark.parametrize(
+    ("options", "statuses"),
+    [
+        (EngineOptions(), {200}),
+        (EngineOptions(failure_rate=0.5), {200, 500}),
+        (EngineOptions(failure_rate=1.0, failure_statuses=(429, 503)), {429, 503}),
+    ],
+)
+async def test_failures_by_chance(options: EngineOptions, statuses: set[int]) -> None:
     seen = set()
-    async with EngineServer(EngineOptions(failure_rate=rate)) as engine, client(engine) as http:
+    async with EngineServer(options) as engine, client(engine) as http:
         for _ in range(20):
             async with http.post(CHAT, json=hello(max_tokens=1)) as response:
                 seen.add(response.status)
@@ -329,6 +358,202 @@ async def test_models(http: aiohttp.ClientSession) -> None:
         ("poet", "llama-8b"),
         ("clerk", "llama-8b"),
     ]
+
+
+async def test_adapters_come_and_go(http: aiohttp.ClientSession) -> None:
+    async def change(verb: str, body: dict[str, Any]) -> tuple[int, str]:
+        async with http.post(f"/v1/{verb}_lora_adapter", json=body) as response:
+            return response.status, await response.text()
+
+    new = {"lora_name": "cook", "lora_path": "/adapters/cook"}
+    assert await change("load", new) == (200, "Success: LoRA adapter 'cook' added successfully.")
+    status, text = await change("load", new)
+    assert (status, json.loads(text)["error"]["type"]) == (400, "InvalidUserInput")
+    assert (await change("load", {**new, "load_inplace": True}))[0] == 200
+    assert (await post(http, CHAT, hello(model="cook")))["model"] == "cook"
+    async with http.get("/v1/models") as response:
+        assert [card["id"] for card in (await response.json())["data"]] == ["llama-8b", "poet", "clerk", "cook"]
+    assert await change("unload", new) == (200, "Success: LoRA adapter 'cook' removed successfully.")
+    async with http.post(CHAT, json=hello(model="cook")) as response:
+        assert response.status == 404
+    assert (await change("unload", new))[0] == 404
+    assert (await change("load", {"lora_name": "cook"}))[0] == 400
+    assert (await change("unload", {}))[0] == 400
+
+
+async def test_an_engine_without_slots_takes_no_adapter() -> None:
+    async with EngineServer(EngineOptions()) as engine, client(engine) as http:
+        async with http.post("/v1/load_lora_adapter", json={"lora_name": "a", "lora_path": "b"}) as response:
+            assert response.status == 400
+            assert "--max-loras" in (await response.json())["error"]["message"]
+        assert "vllm:lora_requests_info" not in await families(http)
+
+
+async def test_tokens_of_a_prompt_and_of_a_chat(http: aiohttp.ClientSession) -> None:
+    answer = await post(http, "/tokenize", {"prompt": "hello world!"})
+    assert (answer["count"], answer["max_model_len"], answer["token_strs"]) == (3, 2048, None)
+    assert len(answer["tokens"]) == 3
+    assert await post(http, "/detokenize", {"tokens": answer["tokens"]}) == {"prompt": "hello world!"}
+    chat = await post(http, "/tokenize", {"messages": hello()["messages"]})
+    assert chat["count"] == (await post(http, CHAT, hello()))["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+async def test_several_answers_to_one_prompt(http: aiohttp.ClientSession, path: str) -> None:
+    """They differ, the prompt counts once, and the stream has the same, in pieces by index."""
+    body = hello(n=3) if path == CHAT else {"prompt": "x" * 44, "max_tokens": 4, "ignore_eos": True, "n": 3}
+    answer = await post(http, path, body)
+    texts = [choice["message"]["content"] if path == CHAT else choice["text"] for choice in answer["choices"]]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert len(set(texts)) == 3
+    assert answer["usage"]["prompt_tokens"] == 11
+    assert answer["usage"]["completion_tokens"] == 12
+    async with http.post(path, json={**body, "stream": True}) as response:
+        *chunks, done = await events(response)
+    choices = [json.loads(chunk)["choices"][0] for chunk in chunks]
+    pieces = [(c["index"], c["delta"]["content"] if path == CHAT else c["text"]) for c in choices]
+    assert ["".join(text for index, text in pieces if index == number) for number in range(3)] == texts
+    assert [c["index"] for c in choices if c["finish_reason"] == "length"] == [0, 1, 2]
+    assert done == "[DONE]"
+    page = await families(http)
+    assert values(page["vllm:request_params_n"])["vllm:request_params_n_sum"] == 6
+    assert values(page["vllm:request_params_n"])["vllm:request_params_n_count"] == 2
+    assert values(page["vllm:request_success"])["vllm:request_success_total,length"] == 6
+
+
+async def test_several_prompts_in_one_completion(http: aiohttp.ClientSession) -> None:
+    answer = await post(http, "/v1/completions", {"prompt": ["a" * 8, "b" * 12], "n": 2, "max_tokens": 1})
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert answer["usage"]["prompt_tokens"] == 5
+
+
+async def test_token_ids_are_told_if_asked_for(http: aiohttp.ClientSession) -> None:
+    """They are what the next prompt has to begin with, to find this one in the cache."""
+    body = {"prompt": list(range(20)), "max_tokens": 13, "ignore_eos": True, "return_token_ids": True}
+    (choice,) = (await post(http, "/v1/completions", body))["choices"]
+    assert choice["prompt_token_ids"] == list(range(20))
+    ids = choice["token_ids"]
+    assert len(ids) == 13
+    again = await post(http, "/v1/completions", {"prompt": [*range(20), *ids, 7], "max_tokens": 1})
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 32
+    async with http.post("/v1/completions", json={**body, "stream": True}) as response:
+        *chunks, _ = await events(response)
+    assert [json.loads(chunk)["choices"][0]["token_ids"] for chunk in chunks] == [[token] for token in ids]
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1, "maximum": 7}},
+            "required": ["city", "days"],
+        },
+    },
+}
+
+
+async def test_a_chat_with_tools_gets_a_call_and_after_its_result_a_text(http: aiohttp.ClientSession) -> None:
+    """The call comes back as the tokens that it was, so the next turn finds it in the cache."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "How is the weather?"}]
+    body = {"tools": [WEATHER], "max_tokens": 200}
+    answer = await post(http, CHAT, {**body, "messages": messages})
+    (choice,) = answer["choices"]
+    message = choice["message"]
+    assert (choice["finish_reason"], message["content"]) == ("tool_calls", None)
+    (call,) = message["tool_calls"]
+    assert call["function"]["name"] == "weather"
+    arguments = json.loads(call["function"]["arguments"])
+    assert isinstance(arguments["city"], str)
+    assert 1 <= arguments["days"] <= 7
+
+    async with http.post(CHAT, json={**body, "messages": messages, "stream": True}) as response:
+        *chunks, _ = await events(response)
+    deltas = [json.loads(chunk)["choices"][0]["delta"] for chunk in chunks]
+    calls = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
+    assert {name: value for name, value in calls[0].items() if name != "function"} == {
+        "id": call["id"],
+        "type": "function",
+        "index": 0,
+    }
+    assert "".join(c["function"]["arguments"] for c in calls) == call["function"]["arguments"]
+    assert json.loads(chunks[-1])["choices"][0]["finish_reason"] == "tool_calls"
+
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "Sunny."}
+    turn = [*messages, {"role": "assistant", "content": None, "tool_calls": message["tool_calls"]}, result]
+    second = await post(http, CHAT, {**body, "messages": turn})
+    assert second["choices"][0]["message"]["content"]
+    assert "tool_calls" not in second["choices"][0]["message"]
+    used, before = second["usage"], answer["usage"]
+    computed = before["total_tokens"] - 1
+    assert used["prompt_tokens_details"]["cached_tokens"] == computed // 16 * 16
+
+
+@pytest.mark.parametrize(
+    ("choice", "calls"),
+    [("required", True), ("none", False), ({"type": "function", "function": {"name": "weather"}}, True)],
+)
+async def test_tool_choice(http: aiohttp.ClientSession, choice: Any, calls: bool) -> None:
+    answer = await post(http, CHAT, hello(tools=[WEATHER], tool_choice=choice, max_tokens=200))
+    assert ("tool_calls" in answer["choices"][0]["message"]) == calls
+
+
+async def test_a_call_that_is_cut_has_a_part_of_its_arguments(http: aiohttp.ClientSession) -> None:
+    answer = await post(http, CHAT, hello(tools=[WEATHER], tool_choice="required", max_tokens=8))
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "length"
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"])
+
+
+async def test_ranks_have_caches_and_queues_of_their_own() -> None:
+    options = EngineOptions(data_parallel_size=2)
+    body = {"prompt": "x" * 400, "max_tokens": 1}
+    async with EngineServer(options) as engine, client(engine) as http:
+        for rank in ("0", "1", "1"):
+            await post(http, "/v1/completions", body, x_data_parallel_rank=rank)
+        page = await families(http)
+        async with http.post("/v1/completions", json=body, headers={"x-data-parallel-rank": "2"}) as response:
+            assert response.status == 400
+            assert "ranks 0, 1" in (await response.json())["error"]["message"]
+    hits = {
+        sample.labels["engine"]: sample.value
+        for sample in page["vllm:prefix_cache_hits"].samples
+        if sample.name.endswith("_total")
+    }
+    assert hits == {"0": 0, "1": 96}
+    running = [sample.labels["engine"] for sample in page["vllm:num_requests_running"].samples]
+    assert running == ["0", "1"]
+
+
+async def test_a_request_that_names_no_rank_goes_to_the_one_with_the_least_to_do() -> None:
+    async with EngineServer(EngineOptions(data_parallel_size=2, time_factor=FOREVER)) as engine, client(engine) as http:
+        calls = [asyncio.create_task(_read(http, hello(stream=True))) for _ in range(4)]
+        async with asyncio.timeout(DEADLINE):
+            while sum(map(len, engine.models)) < 4:
+                await families(http)
+        assert [len(model) for model in engine.models] == [2, 2]
+        for call in calls:
+            call.cancel()
+        await asyncio.wait_for(engine.drained(), DEADLINE)
+
+
+async def test_the_prefix_cache_is_emptied_when_nobody_uses_it(http: aiohttp.ClientSession) -> None:
+    body = {"prompt": "x" * 400, "max_tokens": 1}
+    await post(http, "/v1/completions", body)
+    assert await post(http, "/reset_prefix_cache", {}) == {"success": True}
+    assert (await post(http, "/v1/completions", body))["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+async def test_the_prefix_cache_is_not_emptied_while_it_is_used() -> None:
+    async with EngineServer(EngineOptions(time_factor=FOREVER)) as engine, client(engine) as http:
+        call = asyncio.create_task(_read(http, hello(stream=True)))
+        await _until(http, running=1)
+        async with http.post("/reset_prefix_cache") as response:
+            assert response.status == 500
+        call.cancel()
+        await asyncio.wait_for(engine.drained(), DEADLINE)
 
 
 async def test_a_connection_is_kept_for_many_requests(engine: EngineServer) -> None:
@@ -526,6 +751,7 @@ async def test_a_taken_port_is_an_error_that_leaves_nothing_behind(engine: Engin
     ("options", "words"),
     [
         pytest.param(EngineOptions(profile="huge"), "no profile 'huge'; there are tiny", id="no such profile"),
+        pytest.param(EngineOptions(data_parallel_size=0), "at least 1 rank", id="no ranks"),
         pytest.param(EngineOptions(blocks=4, max_model_len=65), "more than the 64 tokens", id="context too long"),
     ],
 )
@@ -554,3 +780,30 @@ async def test_the_command_runs_until_sigterm() -> None:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param(["--kv-events-config", "{"], "--kv-events-config: Input data was truncated", id="no JSON"),
+        pytest.param(["--kv-events-config", '{"port": 1}'], "unknown field `port`", id="unknown field"),
+        pytest.param(["--blocks", "1", "--max-model-len", "100"], "more than the 16 tokens", id="no room"),
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_the_command_gives_each_rank_a_port_if_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data-parallel-size", "2", "--data-parallel-ports", "--port", "8000", "--lora", "a"]
+    servers = read(parser().parse_args(arguments))
+    assert [(one.port, one.ranks()) for one in servers] == [(8000, (0,)), (8001, (1,))]
+    (one,) = read(parser().parse_args(["--data-parallel-size", "2"]))
+    assert one.ranks() == (0, 1)
+
+
+def test_the_command_lists_the_profiles(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--profile", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"\n{name} " in listed for name in PROFILES)
