@@ -11,7 +11,9 @@ SUBCOMMANDS = {
     "envoy": "print an Envoy bootstrap for given addresses",
     "config": "check a configuration file, or show what it amounts to",
     "log": "print a decision log as JSON lines",
+    "doctor": "say what is wrong with a pool or a KServe service on Kubernetes, and what to do",
     "migrate": "turn manifests of the old inference APIs into those of the new ones",
+    "replay": "a trace or a generated workload under several configurations, on simulated engines",
     "plugins": "list the plugins, print one's manual; write and check one (new, test)",
 }
 

@@ -314,6 +314,15 @@ def generate(said: str, engines: int, seed: int) -> Workload:
     return Workload(said, tuple(shape.turns(Random(f"{said}/{engines}/{seed}"), engines)))
 
 
+def listing() -> str:
+    """The shapes with their numbers and what they are, for a command line."""
+    lines = []
+    for name, shape in SHAPES.items():
+        numbers = ",".join(f"{field.name}={field.default}" for field in fields(shape))
+        lines.append(f"{name}:{numbers}\n    {str(shape.__doc__).splitlines()[0]}")
+    return "\n".join(lines)
+
+
 def _numbers(name: str, said: str) -> dict[str, Any]:
     kinds: dict[str, type[int | float]] = {
         field.name: float if isinstance(field.default, float) else int for field in fields(SHAPES[name])
