@@ -129,6 +129,10 @@ def latency(producer: str = LATENCY_PRODUCER) -> Latency:
 
 CORE_METRICS_EXTRACTOR = "core-metrics-extractor"
 GPU_UTILIZATION = pool_key("GPUUtilization", missing=_NAN, source="metrics", unit="fraction", producer="dcgm-extractor")
+CLUSTER_QUEUE = pool_key("llm-d.ai/multicluster-queue-size", missing=_NAN, source="metrics", unit="requests")
+CLUSTER_KV_USAGE = pool_key(
+    "llm-d.ai/multicluster-kv-cache-utilization", missing=_NAN, source="metrics", unit="fraction"
+)
 
 _NAMED = {
     "WaitingQueueSize": WAITING,
@@ -136,6 +140,9 @@ _NAMED = {
     "KVCacheUsagePercent": KV_USAGE,
     "GPUUtilization": GPU_UTILIZATION,
 }
+
+_OF_NOBODY = {key.name: key for key in (CLUSTER_QUEUE, CLUSTER_KV_USAGE)}
+"""Attributes that llm-d addresses without a producer: whoever supplies them."""
 
 
 def attribute(name: str, producer: str = CORE_METRICS_EXTRACTOR) -> Key:
@@ -148,6 +155,8 @@ def attribute(name: str, producer: str = CORE_METRICS_EXTRACTOR) -> Key:
     known = _NAMED.get(name)
     if known is not None and producer in {"", known.producer or CORE_METRICS_EXTRACTOR}:
         return known
+    if not producer and name in _OF_NOBODY:
+        return _OF_NOBODY[name]
     return pool_key(name, missing=_NAN, source="metrics", producer=producer or CORE_METRICS_EXTRACTOR)
 
 

@@ -44,10 +44,11 @@ shape or the wrong type is counted and left out; the request goes on without it.
 import random
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic.alias_generators import to_camel
 
 from epp import formats
@@ -131,10 +132,13 @@ __all__ = [
     "Observer",
     "Outcome",
     "Page",
+    "PageExtractor",
+    "PageParameters",
     "Parameters",
     "Parser",
     "Pick",
     "Picker",
+    "PolledSource",
     "Pool",
     "PrefixIndex",
     "Producer",
@@ -173,12 +177,60 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
+SHORTEST_INTERVAL = 0.05
+"""Seconds; llm-d's."""
+
 Duration = Annotated[
     float,
     BeforeValidator(_seconds, json_schema_input_type=str),
     PlainSerializer(lambda seconds: f"{seconds:.9g}s", when_used="json"),
 ]
 """A field that is written as Go writes durations, "200ms", and read as seconds."""
+
+
+class PageParameters(Parameters):
+    """The parameters of a data source that fetches a page of every endpoint.
+
+    Attributes:
+        scheme, path: of its URL; a subclass has its own defaults.
+        port: None for the one where the endpoint serves its metrics, or else its requests.
+        insecure_skip_verify: with https, whether any certificate is accepted.
+        ca_cert_path: certificates (PEM) to check the endpoints' against; "" for the system's.
+        client_cert_path, client_key_path: our own certificate and its key (PEM).
+        interval: seconds between two fetches of one page; None for the default.
+    """
+
+    scheme: Literal["http", "https"] = "http"
+    path: str = Field(default="/metrics", pattern=r"^/")
+    port: int | None = Field(default=None, ge=1, le=65535)
+    insecure_skip_verify: bool = True
+    ca_cert_path: str = ""
+    client_cert_path: str = ""
+    client_key_path: str = ""
+    interval: Duration | None = None
+
+    @model_validator(mode="after")
+    def _key_of_a_certificate(self) -> Self:
+        if self.client_key_path and not self.client_cert_path:
+            raise ValueError("clientKeyPath is the key of a certificate: name that as clientCertPath")
+        return self
+
+    def page(self) -> Page:
+        """The page; it is fetched every 50 ms at most."""
+        return Page(
+            scheme=self.scheme,
+            path=self.path,
+            port=self.port,
+            insecure=self.insecure_skip_verify,
+            ca=_file(self.ca_cert_path),
+            certificate=_file(self.client_cert_path),
+            key=_file(self.client_key_path),
+            interval=None if self.interval is None else max(self.interval, SHORTEST_INTERVAL),
+        )
+
+
+def _file(path: str) -> Path | None:
+    return Path(path) if path else None
 
 
 class Counter(Protocol):
@@ -337,7 +389,10 @@ class Producer(Protocol):
 
 @runtime_checkable
 class Fetcher(Protocol):
-    """Fetches columns for a request from elsewhere: the only I/O of a decision, under a deadline."""
+    """Fetches columns for a request from elsewhere, or waits: the only I/O of a decision, under a deadline.
+
+    That is 0.4 seconds, or what the attribute `deadline` says, in seconds.
+    """
 
     def fetch(self, request: Request, c: Candidates) -> Awaitable[Mapping[Key, Floats]]:
         """Request columns of shape (n,)."""
@@ -372,6 +427,27 @@ class HeaderReader(Protocol):
 
     def attributes(self, headers: Mapping[str, str]) -> Mapping[str, str]:
         """Attributes by key, `name/producer`; the key `agent-identity/...` stands in for a fairness id."""
+        ...
+
+
+@runtime_checkable
+class PolledSource(Protocol):
+    """Names a page of every endpoint that is fetched beside its metrics, for extractors to read."""
+
+    def polled_page(self) -> Page:
+        """The page; asked once. A class attribute `replaces_metrics` says that there are no metrics beside it."""
+        ...
+
+
+@runtime_checkable
+class PageExtractor(Protocol):
+    """Makes columns out of a polled page."""
+
+    def columns(self, endpoint: Endpoint, page: bytes) -> Mapping[Key, float]:
+        """The endpoint's values, by pool keys; what is left out isn't known, and nothing is if it raises.
+
+        `formats.exposition` reads pages of metrics.
+        """
         ...
 
 

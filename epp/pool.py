@@ -39,8 +39,10 @@ class Endpoint:
         port: where it serves requests.
         labels: such as `llm-d.ai/role`.
         metrics_port: where it serves its metrics; None for `port`.
+        metrics_address: the host where it serves its metrics, a name or an address; "" for `address`.
         id: `namespace/name`, as in a session token.
         host: the address as it stands in a URL: IPv6 in brackets.
+        metrics_host: the same of its metrics.
         hostport: the destination as Envoy takes it.
     """
 
@@ -50,15 +52,27 @@ class Endpoint:
     namespace: str = "default"
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     metrics_port: int | None = None
+    metrics_address: str = ""
     id: str = field(init=False, compare=False)
     host: str = field(init=False, compare=False)
+    metrics_host: str = field(init=False, compare=False)
     hostport: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        host = f"[{self.address}]" if ":" in self.address else self.address
+        host, metrics_address = _in_url(self.address), self.metrics_address
         object.__setattr__(self, "id", f"{self.namespace}/{self.name}")
         object.__setattr__(self, "host", host)
+        object.__setattr__(self, "metrics_host", _in_url(metrics_address) if metrics_address else host)
         object.__setattr__(self, "hostport", f"{host}:{self.port}")
+
+    @property
+    def metrics_place(self) -> tuple[str, int | None]:
+        """Where its metrics are, as far as it has a place of its own for them."""
+        return self.metrics_address, self.metrics_port
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 class PoolObserver(Protocol):
@@ -84,7 +98,7 @@ class Pool:
     `slots` maps an endpoint's id to its slot, `endpoints` a slot to its endpoint (None if free). Columns are float64
     arrays over all slots, made on first use. `fresh_until` is the time up to which what an endpoint's last scrape said
     counts as current, `updated` the time of that scrape. `objects` are the objectives and model rewrites in force,
-    replaced as a whole.
+    replaced as a whole. `polled` are the keys of columns that come from elsewhere than the scrapes.
     """
 
     def __init__(self, capacity: int = 16) -> None:
@@ -94,11 +108,13 @@ class Pool:
         self.version = 0
         self.synced = False
         self.objects = Objects()
+        self.polled: frozenset[Key] = frozenset()
         self.fresh_until = np.full(capacity, -np.inf)
         self.updated = np.full(capacity, np.nan)
         self.eligible = np.zeros(capacity, dtype=bool)
         self._free = list(range(capacity - 1, -1, -1))
         self._columns: dict[Key, Floats] = {}
+        self._polled: dict[str, set[Key]] = {}
         self._sets: dict[str, dict[str, Mask]] = {}
         self._members: dict[tuple[str, int], frozenset[str]] = {}
         self._differing: dict[str, bool] = {}
@@ -129,7 +145,7 @@ class Pool:
             assert known is not None  # noqa: S101 (slots and endpoints change together)
             if known == endpoint and known.labels == endpoint.labels:
                 return slot
-            if known.hostport == endpoint.hostport and known.metrics_port == endpoint.metrics_port:
+            if known.hostport == endpoint.hostport and known.metrics_place == endpoint.metrics_place:
                 self._occupy(slot, endpoint)
                 return slot
             self.remove(endpoint.id)
@@ -286,12 +302,24 @@ class Pool:
         for key in values:
             self.column(key)
         for key, column in self._columns.items():
-            if key.source == "metrics":
+            if key.source == "metrics" and key not in self.polled:
                 column[slot] = values.get(key, key.missing)
             elif key.source == "info" and key in values:
                 column[slot] = values[key]
         self.updated[slot] = now
         self.fresh_until[slot] = fresh_until
+
+    def write_polled(self, slot: int, values: Mapping[Key, float], source: str) -> None:
+        """Enters what a page beside the metrics said, whole: what this source has given before is else missing.
+
+        How current that is has nothing to do with `fresh_until`: who polls takes it back when a poll fails.
+        """
+        known = self._polled.setdefault(source, set())
+        if not known.issuperset(values):
+            known.update(values)
+            self.polled = self.polled.union(values)
+        for key in known:
+            self.column(key)[slot] = values.get(key, key.missing)
 
     def stale(self, slot: int) -> None:
         """What the endpoint's last scrape said counts no longer as current."""
@@ -438,9 +466,13 @@ class Candidates:
         if key.scope == "request":
             raise KeyError(f"{key!r} is written by no producer that ran for this request")
         column = self._pool.column(key)[self.slots]
-        if key.source == "metrics" and not self.all_fresh:
+        if not self.all_fresh and self.scraped(key):
             column[~self.fresh] = np.nan
         return column
+
+    def scraped(self, key: Key) -> bool:
+        """Whether the column is current only where the endpoint's last scheduled scrape has succeeded."""
+        return key.source == "metrics" and key not in self._pool.polled
 
     @property
     def ages(self) -> Floats:

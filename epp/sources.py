@@ -1,8 +1,10 @@
 """Where endpoints and the numbers about them come from, as a configuration says it."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ENGINES = ("vllm", "sglang", "trtllm-serve", "triton-tensorrt-llm", "triton")
 """The engines whose metrics are known without being configured."""
@@ -30,6 +32,31 @@ class Page:
     certificate: Path | None = None
     key: Path | None = None
     interval: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PageReader:
+    """What an extractor makes of a polled page: columns of an endpoint, by key."""
+
+    name: str
+    type: str
+    columns: Callable[[Any, bytes], Mapping[Any, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """A page of every endpoint that is fetched beside the metrics.
+
+    Attributes:
+        name, type: of the plugin that says so.
+        page: the page.
+        readers: the extractors that read it.
+    """
+
+    name: str
+    type: str
+    page: Page
+    readers: tuple[PageReader, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +103,38 @@ class Extraction:
 
 @dataclass(frozen=True, slots=True)
 class EndpointsFile:
-    """A file that names the endpoints; `watch` for one that is read again when it changes."""
+    """A file that names the endpoints.
+
+    Attributes:
+        watch: whether it is read again when it changes.
+        clusters: whether the entries are gateways of clusters, whose labels may say where their metrics are.
+    """
 
     path: Path
     watch: bool = False
+    clusters: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """All of it; None for what the configuration doesn't say."""
+    """All of it; None for what the configuration doesn't say.
+
+    Attributes:
+        scraped: whether the endpoints' metrics are scraped at all.
+        models: the page on which engines say what they serve.
+        read_models: what each says of its models, by the model's name, out of that page.
+        polls: the pages that are fetched beside these; a change of them is taken over at once.
+        wiring: the names of all sources that are in force, each with those of its extractors.
+    """
 
     page: Page | None = None
     extraction: Extraction | None = None
     file: EndpointsFile | None = None
+    scraped: bool = True
+    models: Page | None = None
+    read_models: Callable[[bytes], Mapping[str, Any]] | None = field(default=None, compare=False)
+    polls: tuple[Poll, ...] = field(default=(), compare=False)
+    wiring: tuple[tuple[str, tuple[str, ...]], ...] = field(default=(), compare=False)
 
 
 def parse_selector(text: str) -> tuple[str, tuple[tuple[str, str], ...]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from epp.errors import ConfigError
 from epp.settings import PluginClass, Registry
-from epp.settings.catalogue import ALIASES, NO_EFFECT_YET
+from epp.settings.catalogue import ALIASES
 from epp.settings.problems import suggestion
 
 
@@ -72,6 +72,7 @@ def _described(plugin: PluginClass) -> dict[str, Any]:
         "type": plugin.type,
         "kind": ", ".join(plugin.kinds),
         "status": plugin.status,
+        "missing": plugin.loads_only or None,
         "kinds": plugin.kinds,
         "stability": plugin.stability,
         "deprecated": plugin.deprecated or None,
@@ -81,14 +82,12 @@ def _described(plugin: PluginClass) -> dict[str, Any]:
 
 
 def _others(found: Mapping[str, PluginClass]) -> list[dict[str, Any]]:
-    """The old names of types, and types that are accepted without a class."""
-    renamed = [
+    """The old names of types."""
+    return [
         {**_described(found[new]), "type": old, "deprecated": f'write "{new}"'}
         for old, new in ALIASES.items()
         if new in found
     ]
-    accepted = [{"type": name, "kind": kind, "status": "loads-only"} for name, kind in NO_EFFECT_YET.items()]
-    return renamed + [{**entry, "kinds": [entry["kind"]]} for entry in accepted]
 
 
 def _table(rows: Sequence[tuple[str, str, str]]) -> None:

@@ -1,6 +1,6 @@
 """OpenAI's requests and answers, for the parsers of every API that carries them; epp_plugins.openai is the manual."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -296,3 +296,24 @@ def _converted(value: Any) -> UsageReport:
 
 USAGE = Format("usage", usage, _converted)
 """`usage` of an answer or an event, or `response.usage` in the Responses API."""
+
+
+class _Card(Struct):
+    id: str
+
+
+class _Listing(Struct):
+    data: list[Raw] = []
+
+
+_listing = msgspec.json.Decoder(_Listing).decode
+_card = msgspec.json.Decoder(_Card).decode
+
+
+def models(page: bytes) -> Mapping[str, Raw]:
+    """The models of a `/v1/models` page: each one's JSON by its name, in their order.
+
+    Raises:
+        ValueError: it is no such page.
+    """
+    return {_card(raw).id: raw for raw in _listing(page).data}

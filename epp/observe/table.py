@@ -134,6 +134,12 @@ SPECS = (
         REWRITE,
     ),
     _epp("datalayer_poll_errors_total", "counter", ("source_type",), "Scrapes that failed."),
+    _epp(
+        "datalayer_extract_errors_total",
+        "counter",
+        ("source_type", "extractor_type"),
+        "Pages that an extractor could not read.",
+    ),
     _with(
         _epp("disagg_decision_total", "counter", DECISION, "Requests by the stages that they were split into."),
         "llm_d_inference_scheduler_disagg_decision_total",

@@ -11,30 +11,40 @@ from epp.schedule.guard import Guard
 from epp.schedule.scheduler import enter
 
 FETCH_DEADLINE = 0.4
-"""Seconds that the fetchers of a decision have; llm-d's budget for a data producer."""
+"""Seconds that a fetcher has which doesn't say; llm-d's budget for a data producer."""
 
 Fetched = list[tuple[Plugged, Mapping[Key, Floats] | None]]
 
 
 async def fetch(router: Router, request: Request, c: Candidates, guard: Guard) -> Fetched:
-    """Runs the fetchers at once, under one deadline; a failed one is counted, never fatal."""
+    """Runs the fetchers at once, each under its deadline; a failed one is counted, never fatal."""
+    began = asyncio.get_running_loop().time()
     tasks = {
-        asyncio.create_task(guard.wait("DataProducer", plugged, plugged.plugin.fetch, request, c)): plugged
+        plugged: asyncio.create_task(guard.wait("DataProducer", plugged, plugged.plugin.fetch, request, c))
         for plugged in router.fetchers
     }
+    found: Fetched = []
     try:
-        await asyncio.wait(tasks, timeout=FETCH_DEADLINE)
-        return [(plugged, _result(task, plugged, guard)) for task, plugged in tasks.items()]
+        for plugged in sorted(router.fetchers, key=_deadline):
+            left = began + _deadline(plugged) - asyncio.get_running_loop().time()
+            await asyncio.wait([tasks[plugged]], timeout=max(left, 0.0))
+            found.append((plugged, _result(tasks[plugged], plugged, guard)))
     finally:
-        for task in tasks:
+        for task in tasks.values():
             task.cancel()  # a no-op for those that are done; the client may have gone meanwhile
+    return found
+
+
+def _deadline(plugged: Plugged) -> float:
+    said = getattr(plugged.plugin, "deadline", None)
+    return float(said) if isinstance(said, int | float) else FETCH_DEADLINE
 
 
 def _result(task: asyncio.Task[Any], plugged: Plugged, guard: Guard) -> Mapping[Key, Floats] | None:
     if task.done() and not task.cancelled():
         columns: Mapping[Key, Floats] | None = task.result()
         return columns
-    guard.fault("DataProducer", plugged, "raised", f"no answer within {FETCH_DEADLINE} s")
+    guard.fault("DataProducer", plugged, "raised", f"no answer within {_deadline(plugged):g} s")
     return None
 
 

@@ -92,15 +92,19 @@ def _scores(guard: Guard, plugged: Plugged, request: Request, c: Candidates) -> 
 
 def _report_unknown(stage: Stage, unknown: Mask, counted: list[int], guard: Guard) -> None:
     """Counts scorers that say nothing where they could know; `counted` are those whose fault is counted already."""
-    at_fault: Mask = np.logical_or.reduce(unknown & stage.candidates.fresh, axis=1)
+    c = stage.candidates
+    told = c.fresh.copy()
+    for key in c.read:  # somebody else's column may be what is missing: then nobody is blamed
+        told &= ~np.isnan(c[key])
+    at_fault: Mask = np.logical_or.reduce(unknown & told, axis=1)
     at_fault[counted] = False
     for (plugged, _), faulty in zip(stage.profile.scorers, at_fault, strict=True):
         if faulty:
-            guard.fault("Scorer", plugged, "nan", "NaN for an endpoint with fresh metrics")
+            guard.fault("Scorer", plugged, "nan", "NaN for an endpoint of which nothing that was read is missing")
 
 
 def _reads_metrics(c: Candidates) -> bool:
-    return any(key.source == "metrics" for key in c.read)
+    return any(map(c.scraped, c.read))
 
 
 def _stand_in(stage: Stage, raw: Floats, unknown: Mask) -> Floats:

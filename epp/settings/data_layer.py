@@ -1,4 +1,4 @@
-"""`dataLayer`: which plugins say where the endpoints and their metrics come from."""
+"""`dataLayer`: which plugins say where the endpoints and the numbers about them come from."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from epp.settings.instances import Instance, Instances
 from epp.settings.models import DataLayer, EndpointPickerConfig
 from epp.settings.problems import Path, Report
 from epp.settings.sections import Reference, check
-from epp.sources import Sources
+from epp.sources import PageReader, Poll, Sources
 
 DEFAULT_SOURCE = "metrics-data-source"
 DEFAULT_EXTRACTOR = "core-metrics-extractor"
@@ -25,27 +25,8 @@ def resolve_sources(
             instances.inject(name, path)
     check(references, instances, report)
     _warn(section, report)
-    source, extractor, discovery = _plugins(section, instances, report)
-    sources = Sources(
-        page=_said(source, "metrics_page", report),
-        extraction=_said(extractor, "engine_metrics", report),
-        file=_said(discovery, "endpoints_file", report),
-    )
-    return sources, [instance for instance in (source, extractor, discovery) if instance is not None]
-
-
-def _plugins(section: DataLayer, instances: Instances, report: Report) -> tuple[Instance | None, ...]:
-    """The source, the extractor and the discovery that are in force."""
-    source = _chosen("data source", "metrics_page", [s.plugin_ref for s in section.sources], instances)
-    named = [e.plugin_ref for s in section.sources if source and s.plugin_ref == source.name for e in s.extractors]
-    extractor = _chosen("extractor", "engine_metrics", named, instances)
-    if not section.inject_defaults and not section.sources and source is None:
-        report.error(
-            ("dataLayer", "injectDefaults"),
-            "without the defaults there must be a source: list a metrics-data-source in dataLayer.sources",
-        )
-    discovery = instances.by_name.get(section.discovery.plugin_ref) if section.discovery else None
-    return source or _default(DEFAULT_SOURCE, instances), extractor or _default(DEFAULT_EXTRACTOR, instances), discovery
+    layer = _Layer(section, instances, report)
+    return layer.sources(), layer.taken
 
 
 def _references(section: DataLayer) -> Iterator[Reference]:
@@ -65,26 +46,110 @@ def _warn(section: DataLayer, report: Report) -> None:
         report.warning(("dataLayer", "crossReplicaSyncerPluginRef"), _NO_EFFECT)
 
 
-def _chosen(kind: str, method: str, names: Sequence[str], instances: Instances) -> Instance | None:
-    """Of the plugins that are named the first that can be asked; else the first that is configured at all.
+class _Layer:
+    """The section against the plugins. KServe appends a source to `plugins` and refers to it nowhere: it is meant, too.
 
-    KServe appends the source to `plugins` and refers to it nowhere: it is meant all the same.
+    Attributes:
+        taken: the plugins that are in force.
     """
-    named = [instances.by_name[name] for name in names if name in instances.by_name]
-    able = [instance for instance in (*named, *instances.of(kind)) if callable(getattr(instance.plugin, method, None))]
-    return able[0] if able else None
 
+    def __init__(self, section: DataLayer, instances: Instances, report: Report) -> None:
+        self._section = section
+        self._instances = instances
+        self._report = report
+        self._named = {source.plugin_ref: [each.plugin_ref for each in source.extractors] for source in section.sources}
+        self._wiring: dict[str, tuple[str, ...]] = {}
+        self.taken: list[Instance] = []
 
-def _default(type_name: str, instances: Instances) -> Instance | None:
-    return instances.inject(type_name, ()) if instances.known(type_name) else None
+    def sources(self) -> Sources:
+        """All that is said."""
+        polled = self._all("data source", "polled_page", self._named)
+        metrics, extractor = self._metrics(polled)
+        page, extraction = self._said(metrics, "metrics_page"), self._said(extractor, "engine_metrics")
+        models, reader = self._pair("models_page", "served_models")
+        polls = tuple(poll for poll in map(self._poll, polled) if poll is not None)
+        section = self._section
+        discovery = self._instances.by_name.get(section.discovery.plugin_ref) if section.discovery else None
+        self._take(discovery)
+        for name, extractors in self._named.items():  # such as those that hear of changes instead of polling
+            self._take(*[self._instances.by_name.get(each) for each in (name, *extractors)])
+            self._wiring.setdefault(name, tuple(extractors))
+        return Sources(
+            page=page,
+            extraction=extraction,
+            file=self._said(discovery, "endpoints_file"),
+            scraped=page is not None,
+            models=self._said(models, "models_page"),
+            read_models=reader.plugin.served_models if reader is not None else None,
+            polls=polls,
+            wiring=tuple(self._wiring.items()),
+        )
 
+    def _metrics(self, polled: Sequence[Instance]) -> tuple[Instance | None, Instance | None]:
+        """The source and the extractor of the engines' metrics; none where another source stands in their place."""
+        source, extractor = self._pair("metrics_page", "engine_metrics")
+        section, instead = self._section, any(getattr(each.plugin, "replaces_metrics", False) for each in polled)
+        if source is None and (instead or not section.inject_defaults):
+            if not section.sources and not instead:
+                self._report.error(
+                    ("dataLayer", "injectDefaults"),
+                    "without the defaults there must be a source: list a metrics-data-source in dataLayer.sources",
+                )
+            return None, None
+        source, extractor = source or self._default(DEFAULT_SOURCE), extractor or self._default(DEFAULT_EXTRACTOR)
+        if source is not None and extractor is not None:
+            mine = {source.name: (extractor.name,)}
+            self._wiring = mine | self._wiring | mine
+        self._take(source, extractor)
+        return source, extractor
 
-def _said(instance: Instance | None, method: str, report: Report) -> Any:
-    ask = getattr(instance.plugin, method, None) if instance else None
-    if instance is None or ask is None:
-        return None
-    try:
-        return ask()
-    except Exception as error:  # noqa: BLE001 (somebody else's plugin may raise anything)
-        report.error(instance.path, f"{instance.title}: {method} fails: {type(error).__name__}: {error}")
-        return None
+    def _pair(self, source_method: str, extractor_method: str) -> tuple[Instance | None, Instance | None]:
+        """The source that can be asked for that, and the extractor of what it gives: listed ones before others."""
+        source = next(iter(self._all("data source", source_method, self._named)), None)
+        named = self._named.get(source.name, []) if source is not None else []
+        extractor = next(iter(self._all("extractor", extractor_method, named)), None)
+        if source is not None:
+            self._wiring[source.name] = (extractor.name,) if extractor is not None else ()
+        self._take(source, extractor)
+        return source, extractor
+
+    def _poll(self, source: Instance) -> Poll | None:
+        """A page that is fetched beside the metrics; extractors that no source names read every such page."""
+        page = self._said(source, "polled_page")
+        if page is None:
+            return None
+        elsewhere = {name for names in self._named.values() for name in names}
+        able = self._all("extractor", "columns", self._named.get(source.name, ()))
+        named = self._named.get(source.name, [])
+        readers = [each for each in able if each.name in named or (not named and each.name not in elsewhere)]
+        self._wiring[source.name] = tuple(each.name for each in readers)
+        self._take(source, *readers)
+        return Poll(
+            source.name,
+            source.type,
+            page,
+            tuple(PageReader(each.name, each.type, each.plugin.columns) for each in readers),
+        )
+
+    def _all(self, kind: str, method: str, first: "Sequence[str] | dict[str, Any]") -> list[Instance]:
+        """Those that have the method, the ones of these names first."""
+        by_name = self._instances.by_name
+        found = [*[by_name[name] for name in first if name in by_name], *self._instances.of(kind)]
+        able = [instance for instance in found if callable(getattr(instance.plugin, method, None))]
+        return list(dict.fromkeys(able))
+
+    def _default(self, type_name: str) -> Instance | None:
+        return self._instances.inject(type_name, ()) if self._instances.known(type_name) else None
+
+    def _take(self, *instances: Instance | None) -> None:
+        self.taken += [instance for instance in instances if instance is not None]
+
+    def _said(self, instance: Instance | None, method: str) -> Any:
+        ask = getattr(instance.plugin, method, None) if instance else None
+        if instance is None or ask is None:
+            return None
+        try:
+            return ask()
+        except Exception as error:  # noqa: BLE001 (somebody else's plugin may raise anything)
+            self._report.error(instance.path, f"{instance.title}: {method} fails: {type(error).__name__}: {error}")
+            return None

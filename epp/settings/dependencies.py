@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 
 from epp.keys import Key
-from epp.settings.catalogue import NOT_BUILT_YET
 from epp.settings.instances import Instance, Instances
 from epp.settings.problems import Report, listed, suggestion
 
@@ -73,10 +72,7 @@ def _writer(key: Key, reader: Instance, instances: Instances, report: Report) ->
 
 def _unknown(key: Key, reader: Instance, instances: Instances) -> str:
     writers = [instance.name for kind in ("producer", "fetcher") for instance in instances.of(kind)]
-    if feature := NOT_BUILT_YET.get(key.producer):
-        why = f"which this version doesn't have yet (it belongs to {feature})"
-    else:
-        why = f"which is neither configured nor a known type{suggestion(key.producer, writers)}"
+    why = f"which is neither configured nor a known type{suggestion(key.producer, writers)}"
     return f'{reader.title} reads {key.name} from the producer "{key.producer}", {why}'
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from epp.errors import ConfigError, UnknownPlugin
 from epp.plugin import Context, Plugged
-from epp.settings.catalogue import ALIASES, NO_EFFECT_YET, NOT_BUILT_YET
+from epp.settings.catalogue import ALIASES
 from epp.settings.decode import decode, explain
 from epp.settings.models import PluginSpec
 from epp.settings.problems import Path, Report, listed, nearest, place, suggestion
@@ -31,8 +31,8 @@ class Instance:
     Attributes:
         name: what references call it.
         type: as Router and show have it, a deprecated alias replaced.
-        kinds: what it is, by its methods or, for types without effect, by the catalogue.
-        plugin: the object; None if it could not be made or its type has no effect yet.
+        kinds: what it is, by its methods or, for types without any, by its own word.
+        plugin: the object; None if it could not be made.
         parameters: with their defaults; None for a class without.
         raw: the parameters as they were written.
         path: where it stands; () for an injected one.
@@ -65,7 +65,7 @@ class Instance:
     def inert(self) -> bool:
         """Whether its type is accepted without an effect."""
         methods = any(callable(getattr(self.plugin, method, None)) for method in METHODS)
-        return not methods and (self.type in NO_EFFECT_YET or bool(getattr(self.plugin, "loads_only", False)))
+        return not methods and bool(getattr(self.plugin, "loads_only", False))
 
     @property
     def title(self) -> str:
@@ -244,10 +244,6 @@ class Instances:
 
     def _made(self, spec: PluginSpec, type_path: Path, below: Path, path: Path) -> Instance | None:
         type_name = self._current_type(spec.type, type_path)
-        if type_name in NO_EFFECT_YET and type_name not in self._registry:
-            self._report.warning(path, f'"{type_name}" is accepted, has no effect yet')
-            name = spec.name or spec.type
-            return Instance(name, type_name, (NO_EFFECT_YET[type_name],), raw=spec.parameters, path=path)
         try:
             found = self._find(type_name)
         except ConfigError as error:
@@ -266,10 +262,7 @@ class Instances:
     def _find(self, type_name: str) -> PluginClass:
         if type_name in self._registry or is_file(type_name):
             return self._registry.find(type_name, self._folder)
-        if feature := NOT_BUILT_YET.get(type_name):
-            raise ConfigError(f"llm-d has this type, this version doesn't have it yet (it belongs to {feature})")
-        known = {*self._registry.types, *NO_EFFECT_YET, *NOT_BUILT_YET, *ALIASES}
-        hint = suggestion(type_name, known)
+        hint = suggestion(type_name, {*self._registry.types, *ALIASES})
         raise ConfigError(f"unknown type{hint or '; `epp plugins` lists all, a file is written ./my_scorer.py'}")
 
     def _warn_of_class(self, found: PluginClass, path: Path) -> None:

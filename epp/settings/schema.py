@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from epp.settings.catalogue import ALIASES, NO_EFFECT_YET
+from epp.settings.catalogue import ALIASES
 from epp.settings.models import EndpointPickerConfig
 from epp.settings.registry import PluginClass
 
@@ -18,7 +18,7 @@ def schema(plugins: Iterable[PluginClass]) -> dict[str, Any]:
     by_type = {plugin.type: plugin for plugin in plugins}
     renamed = {old: by_type[new] for old, new in ALIASES.items() if new in by_type}
     spec = found["$defs"]["PluginSpec"]
-    names = sorted({*by_type, *renamed, *NO_EFFECT_YET})
+    names = sorted({*by_type, *renamed})
     spec["properties"]["type"] = {
         "title": "Type",
         "anyOf": [{"enum": names}, {"type": "string", "pattern": r"\.py(:\w+)?$"}],

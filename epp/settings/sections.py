@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from epp.settings.catalogue import NO_EFFECT_YET
 from epp.settings.instances import Instances
 from epp.settings.models import EndpointPickerConfig, FlowControl, PriorityBand
 from epp.settings.problems import Path, Report, listed, suggestion
@@ -73,8 +72,6 @@ def check(references: Iterable[Reference], instances: Instances, report: Report)
             instance = instances.by_name[name]
             instances.asked_for.setdefault(name, instance)
             kinds = instance.kinds
-        elif name in NO_EFFECT_YET:
-            kinds = (NO_EFFECT_YET[name],)
         elif instances.kinds_of(name):
             kinds = instances.kinds_of(name)
         else:

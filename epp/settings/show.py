@@ -7,7 +7,7 @@ import yaml
 from epp.plugin import Profile
 from epp.settings.instances import Instance
 from epp.settings.loader import Resolved
-from epp.settings.models import API_VERSION, KIND
+from epp.settings.models import API_VERSION, KIND, DataLayer
 from epp.settings.sections import RETIRED_GATES, gate_name
 from epp.settings.shadow import LABEL
 
@@ -23,7 +23,7 @@ def effective(resolved: Resolved) -> dict[str, Any]:
         "plugins": [_plugin(instance) for instance in resolved.instances.values()],
         "schedulingProfiles": [_profile(profile) for profile in resolved.router.profiles.values()],
         "requestHandler": {"parsers": [{"pluginRef": parser.name} for parser in resolved.router.parsers]},
-        "dataLayer": written.get("dataLayer"),
+        "dataLayer": _data_layer(resolved),
         "flowControl": flow,
         "shadow": _shadow(resolved),
     }
@@ -33,6 +33,15 @@ def effective(resolved: Resolved) -> dict[str, Any]:
 def to_yaml(resolved: Resolved) -> str:
     """The same as YAML."""
     return yaml.safe_dump(effective(resolved), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _data_layer(resolved: Resolved) -> dict[str, Any]:
+    """With the sources that are in force, each with what reads it."""
+    section = DataLayer.model_validate(resolved.value.get("dataLayer") or {})
+    shown = section.model_dump(mode="json", by_alias=True, exclude_none=True)
+    wiring = resolved.router.sources.wiring
+    sources = [{"pluginRef": name, "extractors": [{"pluginRef": each} for each in own]} for name, own in wiring]
+    return {**shown, "sources": sources}
 
 
 def _shadow(resolved: Resolved) -> dict[str, Any]:

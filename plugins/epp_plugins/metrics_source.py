@@ -43,58 +43,17 @@ Where it departs from llm-d, and why
     every endpoint is scraped twice.
 """
 
-from pathlib import Path
-from typing import Literal
-
-from pydantic import Field, model_validator
-
-import epp.plugin
-from epp.plugin import Duration, Page
-
-SHORTEST = 0.05
-
-
-class MetricsSourceParameters(epp.plugin.Parameters):
-    """See the module's manual."""
-
-    scheme: Literal["http", "https"] = "http"
-    path: str = Field(default="/metrics", pattern=r"^/")
-    port: int | None = Field(default=None, ge=1, le=65535)
-    insecure_skip_verify: bool = True
-    ca_cert_path: str = ""
-    client_cert_path: str = ""
-    client_key_path: str = ""
-    interval: Duration | None = None
-
-    @model_validator(mode="after")
-    def _key_of_a_certificate(self) -> "MetricsSourceParameters":
-        if self.client_key_path and not self.client_cert_path:
-            raise ValueError("clientKeyPath is the key of a certificate: name that as clientCertPath")
-        return self
+from epp.plugin import Page, PageParameters
 
 
 class MetricsDataSource:
     """Tells which page the metrics are read from."""
 
-    Parameters = MetricsSourceParameters
+    Parameters = PageParameters
 
-    def __init__(self, parameters: MetricsSourceParameters) -> None:
-        self._parameters = parameters
+    def __init__(self, parameters: PageParameters) -> None:
+        self._page = parameters.page()
 
     def metrics_page(self) -> Page:
         """The page."""
-        said = self._parameters
-        return Page(
-            scheme=said.scheme,
-            path=said.path,
-            port=said.port,
-            insecure=said.insecure_skip_verify,
-            ca=_file(said.ca_cert_path),
-            certificate=_file(said.client_cert_path),
-            key=_file(said.client_key_path),
-            interval=None if said.interval is None else max(said.interval, SHORTEST),
-        )
-
-
-def _file(path: str) -> Path | None:
-    return Path(path) if path else None
+        return self._page

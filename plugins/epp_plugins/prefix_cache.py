@@ -23,6 +23,10 @@ What it does
     precise-prefix-cache-producer is to hear from the engines' KV events what each endpoint has. It doesn't yet, and
     predicts it from the picks as approx-prefix-cache-producer does, in blocks of its `blockSizeTokens`, 64 at least.
 
+    Where endpoints are clusters, `multicluster-approx-prefix-cache-producer` tells which cluster has had a prompt, and
+    `multicluster-prefix-cache-scorer` goes by it: they are the producer and the scorer under names of their own. A
+    cluster reports no cache, so give it a capacity, `lruCapacityPerServer`, of all its engines together.
+
 Reads
     - `cache_blocks`, `cache_block_size`: the engine's `vllm:cache_config_info`, with `autoTune`.
     - the scorer: `matched_tokens` and `matchable_tokens` of the producer that `prefixMatchInfoProducerName` names.
@@ -35,7 +39,7 @@ Writes
     added up.
 
 Parameters
-    of approx-prefix-cache-producer:
+    of approx-prefix-cache-producer and multicluster-approx-prefix-cache-producer:
 
     - `autoTune` (true): take each endpoint's capacity and block size from what its engine reports, once it has.
     - `blockSizeTokens` (16): the length of a block; less than 64 means 64.
@@ -57,9 +61,10 @@ Parameters
       `podDiscoveryConfig` (`podLabelSelector`, `podNamespace`, `socketPort`, `replaySocketPort`).
     - `speculativeIndexing` (false), `speculativeTTL` (2s).
 
-    of prefix-cache-scorer:
+    of prefix-cache-scorer and multicluster-prefix-cache-scorer:
 
-    - `prefixMatchInfoProducerName` (approx-prefix-cache-producer): whose figures to use.
+    - `prefixMatchInfoProducerName` (approx-prefix-cache-producer, multicluster-approx-prefix-cache-producer): whose
+      figures to use.
     - `matchLengthWeight` (0): between 0, the share alone, and 1, the length alone.
     - `matchLengthScaleTokens` (8192): the cached length from which on more makes no difference.
 
@@ -119,6 +124,7 @@ from epp.plugin import (
 )
 
 DEFAULT_BLOCK: Final = 16
+MULTICLUSTER_PRODUCER: Final = "multicluster-approx-prefix-cache-producer"
 SMALLEST_BLOCK: Final = 64
 """Tokens, as in llm-d."""
 
@@ -339,13 +345,20 @@ class ScorerParameters(epp.plugin.Parameters):
         return self
 
 
+class MulticlusterApproxPrefixCacheProducer(ApproxPrefixCacheProducer):
+    """Tells how much of the prompt each cluster has had, from what has been sent there."""
+
+    stability = "alpha"
+
+
 class PrefixCacheScorer:
     """Prefers endpoints that have the beginning of the prompt cached: 1 for all of it, 0 for nothing."""
 
     Parameters = ScorerParameters
+    default_producer = APPROX_PREFIX_PRODUCER
 
     def __init__(self, parameters: ScorerParameters) -> None:
-        producer = parameters.prefix_match_info_producer_name or APPROX_PREFIX_PRODUCER
+        producer = parameters.prefix_match_info_producer_name or self.default_producer
         self._weight = parameters.match_length_weight
         self._scale = parameters.match_length_scale_tokens
         self._matched, self._matchable = matched_tokens(producer), matchable_tokens(producer)
@@ -359,3 +372,17 @@ class PrefixCacheScorer:
             return share
         length = np.minimum(1.0, matched / self._scale)
         return self._weight * length * length + (1.0 - self._weight) * share
+
+
+class MulticlusterScorerParameters(ScorerParameters):
+    """See the module's manual."""
+
+    prefix_match_info_producer_name: str = MULTICLUSTER_PRODUCER
+
+
+class MulticlusterPrefixCacheScorer(PrefixCacheScorer):
+    """Prefers clusters that have had the beginning of the prompt: 1 for all of it, 0 for nothing."""
+
+    Parameters = MulticlusterScorerParameters
+    stability = "alpha"
+    default_producer = MULTICLUSTER_PRODUCER

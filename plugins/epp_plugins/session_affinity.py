@@ -15,6 +15,8 @@ What it does
     100,000 sessions are remembered; beyond, the one that was used longest ago goes. They stay when the configuration
     changes, whatever its parameters.
 
+    `multicluster-session-affinity-filter` is the filter where endpoints are clusters: it keeps a session's cluster.
+
 Reads
     The request's headers, and its attributes.
 
@@ -269,3 +271,7 @@ class SessionAffinityFilter(_SessionAffinity):
         """The pinned endpoint, if it is a candidate, shape (n,)."""
         pinned = self._strategy.pinned(request, c)
         return pinned if pinned is not None and pinned.any() else np.ones(len(c), dtype=bool)
+
+
+class MulticlusterSessionAffinityFilter(SessionAffinityFilter):
+    """Keeps the cluster that the request's session is pinned to, or everybody."""

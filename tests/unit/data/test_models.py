@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from epp.data.client import ScrapeOptions
-from epp.data.models import INTERVAL, RETRY, Models, cards_of
+from epp.data.models import INTERVAL, RETRY, Models
 from epp.engine.options import EngineOptions
 from epp.engine.server import EngineServer
+from epp.formats.openai import models
 from epp.keys import REPORTED, SERVED_MODELS
 from epp.pool import Endpoint, Pool
 from epp.testing import FakeClock
@@ -35,7 +36,10 @@ class Setup:
     def __init__(self) -> None:
         self.pool, self.clock, self.faults = Pool(), FakeClock(), list[str]()
         self.models = Models(
-            self.pool, ScrapeOptions(timeout=5.0), now=self.clock, on_fault=lambda e, _: self.faults.append(e.name)
+            self.pool,
+            ScrapeOptions(interval=INTERVAL, timeout=5.0, path="/v1/models"),
+            now=self.clock,
+            on_fault=lambda e, _: self.faults.append(e.name),
         )
 
     def served(self, slot: int) -> set[str]:
@@ -100,7 +104,7 @@ async def test_an_engine_that_gives_no_page(setup: Setup, engine: EngineServer) 
 
 def test_a_page() -> None:
     """Each card is kept as it was sent."""
-    assert {name: bytes(card) for name, card in cards_of(PAGE).items()} == {
+    assert {name: bytes(card) for name, card in models(PAGE).items()} == {
         "a": b'{"id":"a","object":"model","root":"x"}',
         "b": b'{"id":"b"}',
     }
@@ -109,7 +113,7 @@ def test_a_page() -> None:
 @pytest.mark.parametrize("page", [b"", b"[]", b"{", b'{"data":{}}', b'{"data":[{}]}', b'{"data":[1]}'])
 def test_what_is_no_page(page: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
-        cards_of(page)
+        models(page)
 
 
 async def test_it_stops(engine: EngineServer) -> None:

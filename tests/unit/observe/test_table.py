@@ -61,6 +61,7 @@ LLM_D = {
         PLUGIN,
     ),
     "llm_d_epp_datalayer_poll_errors_total": ("counter", ("source_type",), None, ()),
+    "llm_d_epp_datalayer_extract_errors_total": ("counter", ("source_type", "extractor_type"), None, ()),
     "llm_d_epp_prefix_indexer_size": ("gauge", INDEXER, "inference_extension_prefix_indexer_size", ()),
     "llm_d_epp_prefix_indexer_hit_ratio": (
         "histogram",

@@ -21,6 +21,7 @@ MANDATORY = {
 PREFERENCES = {
     "concurrency-detector": "load",
     "endpoint-attribute-filter": "a metric",
+    "multicluster-session-affinity-filter": "a session, as session-affinity-filter does",
     "prefix-cache-affinity-filter": "a cache",
     "session-affinity-filter": "a session, and everybody if its endpoint is gone",
     "slo-headroom-tier-filter": "a prediction",

@@ -6,7 +6,10 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from epp_plugins.detectors import ConcurrencyDetector, UtilizationDetector
+from epp_plugins.file_discovery import MulticlusterFileDiscovery
 from epp_plugins.flow_control import EdfOrderingPolicy, ProgramAwareFairness, StaticUsageLimitPolicy
+from epp_plugins.models_source import ModelsDataExtractor, ModelsDataSource
+from epp_plugins.notification import K8sNotificationSource
 from epp_plugins.pickers import MaxScorePicker, RandomPicker
 from epp_plugins.profile_handlers import SingleProfileHandler
 from epp_plugins.queue_depth import QueueScorer
@@ -145,6 +148,10 @@ TYPES: dict[str, type] = {
     "program-aware-fairness": ProgramAwareFairness,
     "edf-ordering-policy": EdfOrderingPolicy,
     "static-usage-limit-policy": StaticUsageLimitPolicy,
+    "models-data-source": ModelsDataSource,
+    "models-data-extractor": ModelsDataExtractor,
+    "k8s-notification-source": K8sNotificationSource,
+    "multicluster-file-discovery": MulticlusterFileDiscovery,
     "openai-parser": JsonParser,
     "passthrough-parser": AnyParser,
 }

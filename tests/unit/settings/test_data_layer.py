@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 from epp_plugins.core_metrics import CoreMetricsExtractor
+from epp_plugins.dcgm import DcgmDataSource, DcgmExtractor
 from epp_plugins.file_discovery import FileDiscovery
 from epp_plugins.metrics_source import MetricsDataSource
+from epp_plugins.multicluster import MulticlusterMetricsDataSource, MulticlusterMetricsExtractor
+from epp_plugins.notification import EndpointNotificationSource
+from epp_plugins.topology import TopologyExtractor
 
 from epp.plugin import EndpointsFile, EngineMetrics, Extraction, Page
-from epp.settings import InvalidConfig, resolve
+from epp.settings import InvalidConfig, resolve, show
 from epp.sources import Sources
 from epp.testing import context
 from tests.unit.settings.conftest import HEAD, TYPES, registry_of
@@ -17,6 +21,13 @@ DATA = {
     "metrics-data-source": MetricsDataSource,
     "core-metrics-extractor": CoreMetricsExtractor,
     "file-discovery": FileDiscovery,
+    "dcgm-data-source": DcgmDataSource,
+    "dcgm-extractor": DcgmExtractor,
+    "gpus": DcgmExtractor,
+    "multicluster-metrics-data-source": MulticlusterMetricsDataSource,
+    "multicluster-metrics-extractor": MulticlusterMetricsExtractor,
+    "endpoint-notification-source": EndpointNotificationSource,
+    "topology-extractor": TopologyExtractor,
 }
 EXTRACTION = Extraction("core-metrics-extractor")
 MINE = Page(path="/mine")
@@ -27,8 +38,12 @@ class Failing:
         raise RuntimeError("no page")
 
 
+def resolved(text):
+    return resolve(HEAD + text, "f", registry_of(TYPES | DATA | {"failing": Failing}), context)
+
+
 def load(text):
-    return resolve(HEAD + text, "f", registry_of(TYPES | DATA | {"failing": Failing}), context).router
+    return resolved(text).router
 
 
 SOURCE = "{type: metrics-data-source, name: mine, parameters: {path: /mine}}"
@@ -69,7 +84,7 @@ SPECS = (EngineMetrics("vllm", waiting="q"),)
             "plugins: [{type: core-metrics-extractor}, "
             f"{{type: core-metrics-extractor, name: e, {SPEC}}}, {SOURCE}]\n"
             "dataLayer: {sources: [{pluginRef: models-data-source}, {pluginRef: mine, extractors: [{pluginRef: e}]}]}",
-            Sources(MINE, Extraction("e", SPECS)),
+            Sources(MINE, Extraction("e", SPECS), models=Page(path="/v1/models")),
             id="the listed extractor",
         ),
         pytest.param(
@@ -93,6 +108,93 @@ SPECS = (EngineMetrics("vllm", waiting="q"),)
 def test_sources(text, sources):
     """What is listed counts first, then what is configured, then the default."""
     assert load(text).sources == sources
+
+
+DCGM = "{type: dcgm-data-source}, {type: dcgm-extractor}"
+CLUSTERS = "{type: multicluster-metrics-data-source}, {type: multicluster-metrics-extractor}"
+METRICS = ("metrics-data-source", ("core-metrics-extractor",))
+GPUS = ("dcgm-data-source", ("dcgm-extractor",))
+
+
+@pytest.mark.parametrize(
+    ("text", "wiring", "scraped"),
+    [
+        pytest.param("", [METRICS], True, id="defaults"),
+        pytest.param(f"plugins: [{DCGM}]", [METRICS, GPUS], True, id="referred to nowhere"),
+        pytest.param(
+            "plugins: [{type: dcgm-data-source}, {type: gpus}]\n"
+            "dataLayer: {sources: [{pluginRef: dcgm-data-source, extractors: [{pluginRef: gpus}]}]}",
+            [METRICS, ("dcgm-data-source", ("gpus",))],
+            True,
+            id="the listed extractor",
+        ),
+        pytest.param(
+            f"plugins: [{DCGM}, {{type: dcgm-data-source, name: other}}, {{type: gpus}}]\n"
+            "dataLayer: {sources: [{pluginRef: other, extractors: [{pluginRef: gpus}]}]}",
+            [METRICS, ("other", ("gpus",)), GPUS],
+            True,
+            id="what no source names is for the others",
+        ),
+        pytest.param(
+            f"plugins: [{CLUSTERS}]",
+            [("multicluster-metrics-data-source", ("multicluster-metrics-extractor",))],
+            False,
+            id="clusters have no metrics of engines",
+        ),
+        pytest.param(
+            f"plugins: [{CLUSTERS}, {{type: metrics-data-source}}]",
+            [METRICS, ("multicluster-metrics-data-source", ("multicluster-metrics-extractor",))],
+            True,
+            id="unless they are asked for",
+        ),
+        pytest.param(
+            f"plugins: [{DCGM}]\ndataLayer: {{injectDefaults: false, sources: [{{pluginRef: dcgm-data-source}}]}}",
+            [GPUS],
+            False,
+            id="without the defaults",
+        ),
+        pytest.param(
+            "plugins: [{type: models-data-source}, {type: models-data-extractor}]",
+            [METRICS, ("models-data-source", ("models-data-extractor",))],
+            True,
+            id="models",
+        ),
+        pytest.param(
+            "plugins: [{type: endpoint-notification-source}, {type: topology-extractor}]\n"
+            "dataLayer: {sources: [{pluginRef: endpoint-notification-source, "
+            "extractors: [{pluginRef: topology-extractor}]}]}",
+            [METRICS, ("endpoint-notification-source", ("topology-extractor",))],
+            True,
+            id="what hears of changes",
+        ),
+    ],
+)
+def test_wiring(text, wiring, scraped):
+    """Which sources are in force, and what reads each; what is shown of it means the same."""
+    first = resolved(text)
+    sources = first.router.sources
+    assert (sorted(sources.wiring), sources.scraped) == (sorted(wiring), scraped)
+    read = [(poll.name, tuple(reader.name for reader in poll.readers)) for poll in sources.polls]
+    assert read == [each for each in sources.wiring if each[0] in dict(read)]
+    assert not [warning for warning in first.router.warnings if "has no effect" in warning]
+    again = resolve(show.to_yaml(first), "f", registry_of(TYPES | DATA), context)
+    assert (again.router.sources, again.router.sources.wiring) == (sources, sources.wiring)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        pytest.param("", [METRICS], id="defaults"),
+        pytest.param(f"plugins: [{SOURCE}]", [("mine", ("core-metrics-extractor",))], id="a source's own name"),
+    ],
+)
+def test_shown(text, shown):
+    """`epp config show` has the data layer with its defaults."""
+    layer = show.effective(resolved(text))["dataLayer"]
+    sources = [
+        (source["pluginRef"], tuple(e["pluginRef"] for e in source["extractors"])) for source in layer["sources"]
+    ]
+    assert (layer["injectDefaults"], layer["crossReplicaSyncInterval"], sources) == (True, "0.2s", shown)
 
 
 @pytest.mark.parametrize(

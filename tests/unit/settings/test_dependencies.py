@@ -107,14 +107,6 @@ def test_unknown_producer():
     )
 
 
-def test_producer_not_built_yet():
-    """llm-d's producers that are not built yet are called that."""
-    text = "plugins: [{type: prefix-scorer, parameters: {producer: burst-prefix-cache-producer}}]"
-    (message,) = errors({}, text)
-    assert message.startswith('plugins[0]: "prefix-scorer" (plugins[0]) reads matched_tokens from the producer ')
-    assert message.endswith("which this version doesn't have yet (it belongs to joint placement of bursts)")
-
-
 def test_wrong_producer():
     """A plugin that doesn't write the key is no producer of it."""
     text = "plugins: [{type: prefix-scorer, parameters: {producer: length-producer}}]"
@@ -125,7 +117,7 @@ def test_wrong_producer():
 
 def test_producer_without_effect():
     """A type that has no effect yet writes nothing."""
-    text = "plugins: [{type: prefix-scorer, parameters: {producer: tokens}}, {type: dcgm-extractor, name: tokens}]"
+    text = "plugins: [{type: prefix-scorer, parameters: {producer: tokens}}, {type: edf-ordering-policy, name: tokens}]"
     (message,) = errors({}, text)
     assert message.endswith('reads matched_tokens from "tokens" (plugins[1]), which has no effect yet')
 

@@ -50,12 +50,6 @@ ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
             id="unknown type",
         ),
         pytest.param(
-            "plugins: [{type: multicluster-queue-scorer}]",
-            'plugins[0].type: "multicluster-queue-scorer": llm-d has this type, this version doesn\'t have it yet (it '
-            "belongs to pools of several clusters)",
-            id="llm-d's type, not built yet",
-        ),
-        pytest.param(
             "plugins: [{type: queue-scorer}, {type: queue-scorer}]",
             'plugins[1].name: "queue-scorer" is taken by an earlier plugin; names are unique',
             id="same name",

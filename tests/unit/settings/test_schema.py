@@ -8,7 +8,7 @@ import pytest
 
 from epp.__main__ import main
 from epp.settings import Registry
-from epp.settings.catalogue import ALIASES, NO_EFFECT_YET
+from epp.settings.catalogue import ALIASES
 from epp.settings.schema import schema
 
 REGISTRY = Registry.installed()
@@ -43,7 +43,7 @@ def test_the_file():
 def test_types():
     """Every type, old names too, has its parameters; a file is one as well."""
     names, file = SPEC["properties"]["type"]["anyOf"]
-    assert set(names["enum"]) == {*REGISTRY.types, *ALIASES, *NO_EFFECT_YET}
+    assert set(names["enum"]) == {*REGISTRY.types, *ALIASES}
     assert file["pattern"] == r"\.py(:\w+)?$"
     assert RULES.keys() == {*REGISTRY.types, *ALIASES}
 

@@ -3,17 +3,8 @@
 import pytest
 
 from epp.settings import InvalidConfig, Registry, resolve
-from epp.settings.catalogue import ALIASES, NO_EFFECT_YET, NOT_BUILT_YET
+from epp.settings.catalogue import ALIASES
 from epp.testing import context
-
-
-@pytest.mark.parametrize("type_name", sorted(NO_EFFECT_YET))
-def test_types_without_effect(load, type_name):
-    """Types of the data layer and of flow control load with any parameters, and a warning."""
-    router = load(
-        f"plugins: [{{type: {type_name}, name: mine, parameters: {{anything: [1]}}}}, {{type: queue-scorer}}]"
-    )
-    assert router.warnings == (f'plugins[0]: "{type_name}" is accepted, has no effect yet',)
 
 
 def test_detector_in_a_profile(load):
@@ -41,14 +32,11 @@ featureGates: [flowControl]
     )
 
 
-def test_names_left_the_catalogue():
-    """A type that is built is in no table of those that are not, and no alias leads nowhere."""
+def test_aliases_lead_somewhere():
+    """An old name is no type of its own, and its new one is there."""
     built = set(Registry.installed().types)
-    assert built.isdisjoint(NO_EFFECT_YET)
-    assert built.isdisjoint(NOT_BUILT_YET)
     assert built.isdisjoint(ALIASES)
-    assert set(NO_EFFECT_YET).isdisjoint(NOT_BUILT_YET)
-    assert set(ALIASES.values()) <= built | set(NO_EFFECT_YET)
+    assert set(ALIASES.values()) <= built
 
 
 def test_sections(load):
@@ -57,6 +45,7 @@ def test_sections(load):
 featureGates: [flowControl]
 plugins:
 - {type: models-data-source, name: page}
+- {type: multicluster-file-discovery, parameters: {path: clusters.yaml}}
 - type: program-aware-fairness
 dataLayer:
   injectDefaults: false
@@ -80,8 +69,8 @@ flowControl:
   enableEviction: true
 """)
     assert router.warnings == (
-        'plugins[0]: "models-data-source" is accepted, has no effect yet',
-        'plugins[1].type: "program-aware-fairness" is accepted, has no effect yet: flow control is not enabled',
+        'plugins[1].type: "multicluster-file-discovery" is alpha: its parameters and effect may change',
+        'plugins[2].type: "program-aware-fairness" is accepted, has no effect yet: flow control is not enabled',
         "featureGates: flowControl is accepted, has no effect yet",
         "flowControl: is accepted, has no effect yet",
     )
@@ -124,8 +113,11 @@ def test_gate_off(load, gate):
             id="undefined source",
         ),
         pytest.param(
-            "dataLayer: {sources: [{pluginRef: models-data-source, extractors: [{pluginRef: dcgm-data-source}]}]}",
-            'dataLayer.sources[0].extractors[0].pluginRef: "dcgm-data-source" is no extractor, it is: data source',
+            "plugins: [{type: k8s-notification-source, parameters: {version: v1, kind: Pod}}]\n"
+            "dataLayer: {sources: [{pluginRef: models-data-source, extractors: [{pluginRef: "
+            "k8s-notification-source}]}]}",
+            'dataLayer.sources[0].extractors[0].pluginRef: "k8s-notification-source" is no extractor, it is: data '
+            "source",
             id="wrong extractor",
         ),
         pytest.param(

@@ -72,6 +72,7 @@ def test_effective(registry):
             }
         ],
         "requestHandler": {"parsers": [{"pluginRef": "passthrough-parser"}]},
+        "dataLayer": {"injectDefaults": True, "sources": [], "crossReplicaSyncInterval": "0.2s"},
         "flowControl": {"maxBytes": "1Gi", "saturationDetector": {"pluginRef": "utilization-detector"}},
     }
 
