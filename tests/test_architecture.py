@@ -33,7 +33,7 @@ BASE = frozenset(
 SDK = BASE | {"plugin"}
 SIBLINGS = frozenset({"data", "extproc", "flow", "observe", "schedule", "settings"})
 PATH = frozenset({"configuration", "exchange", "hooks", "pipeline", "reading", "rewriting", "shadow"})
-BESIDE = frozenset({"contract", "demo", "engine", "envoy", "migrate", "replay", "sidecar", "testing"})
+BESIDE = frozenset({"contract", "demo", "doctor", "engine", "envoy", "migrate", "replay", "sidecar", "testing"})
 
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "errors": frozenset(),
@@ -59,6 +59,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "app": SDK | SIBLINGS | PATH | {"cluster", "kube", "memory"},
     "testing": SDK,
     "contract": SDK | {"schedule", "settings", "testing"},
+    "doctor": SDK | {"data", "kube"},
     "engine": BASE,
     "envoy": BASE,
     "migrate": BASE,

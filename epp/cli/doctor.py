@@ -1,0 +1,109 @@
+"""`epp doctor`: what is wrong with a pool or a KServe service, and what to do about it.
+
+From inside or outside of the cluster: the API server's word on pool, routes, pods and rights; the model servers' ports,
+metrics and models; the picker's health, certificate and lease; an Envoy's settings. docs/doctor.md has every check.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from epp.doctor.examine import Options, examine
+from epp.doctor.findings import Findings
+from epp.doctor.target import Wanted
+from epp.errors import ConfigError
+from epp.kube.access import Access, find, from_files
+from epp.kube.client import Api
+from epp.quantities import parse_duration
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the findings; 0, 1 if something is broken, 2 if it can't begin."""
+    given = _parser().parse_args(arguments)
+    try:
+        access = _access(given.context, os.environ)
+        options = _options(given, access)
+    except ConfigError as error:
+        print(f"epp doctor: {error}", file=sys.stderr)
+        return 2
+    findings = Findings()
+    target = asyncio.run(_run(access, findings, options))
+    print(findings.as_json(target) if given.json else findings.as_text())
+    return 1 if findings.count("broken") else 0
+
+
+async def _run(access: Access, findings: Findings, options: Options) -> str:
+    api = Api(access, connect=options.timeout)
+    try:
+        return await examine(api, findings, options)
+    finally:
+        await api.aclose()
+
+
+def _access(context: str, environ: Mapping[str, str]) -> Access:
+    if not context:
+        return find(environ)
+    files = [Path(part) for part in environ.get("KUBECONFIG", "").split(os.pathsep) if part]
+    return from_files(files or [Path(environ.get("HOME", "/")) / ".kube" / "config"], context)
+
+
+def _options(given: argparse.Namespace, access: Access) -> Options:
+    namespace, _, name = given.target.rpartition("/")
+    named = [flag for flag, value in (("TARGET", name), ("--pool-name", given.pool_name), ("--kserve", given.kserve),
+             ("--endpoint-selector", given.endpoint_selector)) if value]  # fmt: skip
+    if len(named) > 1:
+        raise ConfigError(f"{' and '.join(named)} exclude each other")
+    if given.endpoint_selector and not given.endpoint_target_ports:
+        raise ConfigError("--endpoint-selector needs --endpoint-target-ports, such as 8000")
+    wanted = Wanted(
+        namespace=given.namespace or namespace or os.environ.get("NAMESPACE") or access.namespace,
+        name=name,
+        pool=given.pool_name,
+        group=given.pool_group,
+        kserve=given.kserve,
+        selector=_labels(given.endpoint_selector),
+        ports=_ports(given.endpoint_target_ports),
+        picker=given.picker,
+    )
+    try:
+        timeout = parse_duration(given.timeout)
+    except ValueError as error:
+        raise ConfigError(f"--timeout: {error}") from error
+    return Options(wanted, "KUBERNETES_SERVICE_HOST" in os.environ, timeout, given.envoy_admin)
+
+
+def _labels(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if any(not key.strip() or not equals or key.endswith("!") for key, equals, _ in pairs):
+        raise ConfigError(f"--endpoint-selector: {text!r} is no list of key=value; only equality is looked at here")
+    return {key.strip(): value.strip("= ") for key, _, value in pairs}
+
+
+def _ports(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if any(not part.isdecimal() or not 0 < int(part) < 1 << 16 for part in parts):
+        raise ConfigError(f"--endpoint-target-ports: {text!r} is no list of ports")
+    return tuple(map(int, parts))
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("epp doctor", description=__doc__, formatter_class=formatter, allow_abbrev=False)
+    add = parser.add_argument
+    what = "an InferencePool or LLMInferenceService; without any, the only pool of the namespace"
+    add("target", metavar="[NAMESPACE/]NAME", nargs="?", default="", help=what)
+    add("-n", "--namespace", default="", help="(that of the pod or the kubeconfig)")
+    add("--pool-name", default="", metavar="NAME", help="an InferencePool")
+    add("--pool-group", default="", metavar="GROUP", help="its API group (either)")
+    add("--kserve", default="", metavar="NAME", help="an LLMInferenceService of KServe")
+    add("--endpoint-selector", default="", metavar="LABELS", help="pods without a pool: key=value,...")
+    add("--endpoint-target-ports", default="", metavar="PORTS", help="theirs")
+    add("--picker", default="", metavar="SERVICE", help="the picker's Service (the one that the pool names)")
+    add("--envoy-admin", action="append", default=[], metavar="HOST:PORT", help="an Envoy's admin page; repeatable")
+    add("--context", default="", help="of the kubeconfig (the current one)")
+    add("--timeout", default="3s", metavar="TIME", help="of each connection (%(default)s)")
+    add("--json", action="store_true", help="findings as JSON")
+    return parser

@@ -1,0 +1,202 @@
+"""The picker's own pods: ready, for this pool, their health services, certificates, lease and metrics."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from epp.doctor import certificates
+from epp.doctor.cluster import Cluster, Object, at, labels_of, matches, name_of
+from epp.doctor.findings import Findings
+from epp.doctor.pods import explain, is_ready
+from epp.doctor.reach import Failed, Reach
+from epp.doctor.target import Target
+from epp.kube.client import LEASES, PODS, SERVICES
+
+EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
+NAMES = ("liveness", "readiness", EXT_PROC)
+_PORTS = {"grpc": 9002, "grpc-health": 9003, "metrics": 9090}
+_OLD = {"grpc-ext-proc": "grpc", "http-metrics": "metrics"}  # as llm-d's charts call them
+
+
+class Picker:
+    """One pod of a picker, read: its container, its flags, its ports."""
+
+    def __init__(self, pod: Object) -> None:
+        self.pod = pod
+        self.subject = name_of({"kind": "Pod", **pod})
+        self.address = str(at(pod, "status", "podIP") or "")
+        containers = at(pod, "spec", "containers") or [{}]
+        named = [each for each in containers if each.get("name") in ("main", "epp")]
+        self.container: Mapping[str, Any] = (named or containers)[0]
+        self.arguments = [*(self.container.get("command") or ()), *(self.container.get("args") or ())]
+
+    def port(self, name: str) -> int:
+        """The number of one of its ports."""
+        for each in self.container.get("ports") or ():
+            if _OLD.get(each.get("name"), each.get("name")) == name:
+                return int(each["containerPort"])
+        return _PORTS[name]
+
+    def flag(self, name: str) -> str | None:
+        """The last value of a flag; "" for a bare one, None if it isn't set. In kebab case, or in camel case."""
+        first, *rest = name.split("-")
+        spellings = {name, first + "".join(word.capitalize() for word in rest)}
+        value = None
+        for index, argument in enumerate(self.arguments):
+            key, has_value, text = str(argument).lstrip("-").partition("=")
+            if key in spellings and str(argument).startswith("-"):
+                following = str(self.arguments[index + 1]) if index + 1 < len(self.arguments) else ""
+                value = text if has_value else "" if following.startswith("-") else following
+        return value
+
+    def on(self, name: str, *, default: bool = False) -> bool:
+        """Whether a switch is on."""
+        value = self.flag(name)
+        return default if value is None else value.lower() not in {"false", "0", "f"}
+
+
+async def pods(cluster: Cluster, target: Target) -> Sequence[Picker]:
+    """Those that the picker's Service selects."""
+    if not target.picker:
+        return ()
+    service = await cluster.get(SERVICES, target.namespace, target.picker)
+    selector = at(service, "spec", "selector")
+    found = await cluster.list(PODS, target.namespace) if selector else ()
+    return [Picker(pod) for pod in found or () if matches(labels_of(pod), selector)]
+
+
+async def check(cluster: Cluster, find: Findings, reach: Reach, target: Target, pickers: Sequence[Picker]) -> None:
+    """Looks at all of them."""
+    if not target.picker:
+        return
+    subject = f"Service {target.namespace}/{target.picker}"
+    elects = any(picker.on("ha-enable-leader-election") for picker in pickers)
+    ready = [picker for picker in pickers if is_ready(picker.pod)]
+    if not pickers:
+        remedy = "see the Deployment of the picker, and that the Service's selector has its pods' labels"
+        find.broken("picker.ready", subject, "selects no pod", remedy)
+    elif not ready:
+        find.broken("picker.ready", subject, f"none of its {len(pickers)} pickers is ready", "see why, below")
+    elif elects and len(ready) > 1:
+        names = ", ".join(picker.subject for picker in ready)
+        remedy = "only the leader should be: see the readiness probe (service: readiness, on the health port)"
+        find.warning("picker.ready", subject, f"several pickers are ready in spite of leader election: {names}", remedy)
+    else:
+        kind = "one of them as leader" if elects else "each on its own"
+        find.ok("picker.ready", subject, f"{len(ready)} of {len(pickers)} pickers are ready, {kind}")
+    for picker in pickers:
+        if not (elects and ready):
+            explain(find, picker.pod)
+        _check_flags(find, target, picker, elects=elects)
+        if picker.address:
+            await _check_health(find, reach, picker, elects=elects)
+            await _check_tls(find, reach, target, picker)
+            await _check_metrics(find, reach, picker)
+    if elects and target.pool_name:
+        await _check_lease(cluster, find, target)
+
+
+def _check_flags(find: Findings, target: Target, picker: Picker, *, elects: bool) -> None:
+    pool, namespace = picker.flag("pool-name"), picker.flag("pool-namespace")
+    if target.pool_name and pool is not None and pool != target.pool_name:
+        message = f"is for InferencePool {pool!r}, not for {target.pool_name!r}, whose requests it gets"
+        find.broken("picker.pool", picker.subject, message, "correct --pool-name, or the pool's endpointPickerRef")
+    if target.pool_name and namespace and namespace != target.namespace:
+        message = f"looks for its pool in namespace {namespace!r}, not in {target.namespace!r}"
+        find.broken(
+            "picker.pool", picker.subject, message, "correct --pool-namespace, or leave it out with env NAMESPACE set"
+        )
+    group = picker.flag("pool-group")
+    if target.pool_group and group and group != target.pool_group:
+        message = f"looks for its pool in {group}, the one that routes lead to is of {target.pool_group}"
+        find.warning("picker.pool", picker.subject, message, "two pools of one name can differ: use one group for both")
+    probe = at(picker.container, "livenessProbe", "grpc", "service")
+    if elects and probe not in (None, "liveness"):
+        message = (
+            f"its liveness probe asks for {probe!r}, which a follower doesn't serve: it is started again and again"
+        )
+        find.broken("picker.probe", picker.subject, message, "ask for the service liveness")
+
+
+async def _check_health(find: Findings, reach: Reach, picker: Picker, *, elects: bool) -> None:
+    port = picker.port("grpc-health")
+    subject = f"{picker.subject} port {port}"
+    if not reach.direct:
+        remedy = "run epp doctor in the cluster: kubectl exec deploy/PICKER -- /app/epp doctor ..."
+        find.unknown("picker.health", subject, "gRPC can't be asked through the API server", remedy)
+        return
+    try:
+        said = {name: await reach.health(picker.address, port, name) for name in NAMES}
+    except Failed as error:
+        remedy = "see its log, --grpc-health-port, and network policies"
+        find.broken("picker.health", subject, f"its health service doesn't answer: {error}", remedy)
+        return
+    told = ", ".join(f"{name}: {state}" for name, state in said.items())
+    if said["liveness"] != "SERVING":
+        find.broken("picker.health", subject, told, "it is draining, or hasn't found its pool: see its log")
+    elif said["readiness"] != "SERVING" and elects:
+        find.ok("picker.health", subject, f"{told}; a follower")
+    elif said["readiness"] != "SERVING":
+        remedy = "it doesn't know its pool yet: see picker.rights, picker.pool, and its log"
+        find.broken("picker.health", subject, told, remedy)
+    else:
+        find.ok("picker.health", subject, told)
+
+
+async def _check_tls(find: Findings, reach: Reach, target: Target, picker: Picker) -> None:
+    if not reach.direct:
+        return
+    port = picker.port("grpc")
+    subject = f"{picker.subject} port {port}"
+    try:
+        shown = await reach.certificate(picker.address, port)
+    except Failed as error:
+        find.broken("picker.ext_proc", subject, str(error), "see its log, --grpc-port, and network policies")
+        return
+    secure = picker.on("secure-serving", default=True)
+    if (shown is not None) != secure:
+        message = f"speaks {'TLS' if shown else 'plain text'}, its flags say {'TLS' if secure else 'plain text'}"
+        find.broken("picker.ext_proc", subject, message, "see what listens there")
+    elif shown is None:
+        find.ok("picker.ext_proc", subject, "speaks plain text, as its flags say")
+    else:
+        names = [f"{target.picker}.{target.namespace}.svc"] if picker.flag("cert-path") else []
+        certificates.check(find, subject, shown, names, datetime.now(UTC))
+
+
+async def _check_metrics(find: Findings, reach: Reach, picker: Picker) -> None:
+    port = picker.port("metrics")
+    subject = f"{picker.subject} port {port}"
+    try:
+        answer = await reach.page(picker.pod, port, "/metrics")
+    except Failed as error:
+        remedy = "see --metrics-port and --metrics-bind-address, and network policies"
+        find.warning("picker.metrics", subject, f"its metrics can't be read: {error}", remedy)
+        return
+    if answer.status == 200:
+        find.ok("picker.metrics", subject, "are there for everybody")
+    elif answer.status in (401, 403):
+        find.ok("picker.metrics", subject, "are there for who shows a token with the right to get /metrics")
+    else:
+        find.warning("picker.metrics", subject, f"/metrics answers {answer.status}", "see the picker's log")
+
+
+async def _check_lease(cluster: Cluster, find: Findings, target: Target) -> None:
+    name = f"epp-{target.namespace}-{target.pool_name}.llm-d.ai"
+    subject = f"Lease {target.namespace}/{name}"
+    lease = await cluster.get(LEASES, target.namespace, name)
+    holder = at(lease, "spec", "holderIdentity")
+    renewed = at(lease, "spec", "renewTime")
+    if lease is None or not holder or not renewed:
+        remedy = "see that the picker may create and update leases (picker.rights)"
+        find.broken("picker.leader", subject, "nobody leads", remedy)
+        return
+    seconds = int(at(lease, "spec", "leaseDurationSeconds") or 15)
+    age = datetime.now(UTC) - datetime.fromisoformat(str(renewed))
+    if age > timedelta(seconds=seconds):
+        message = f"{holder} leads, but hasn't renewed it for {age.total_seconds():.0f} s, of {seconds}"
+        find.broken(
+            "picker.leader", subject, message, "see whether it still runs, and whether it reaches the API server"
+        )
+    else:
+        find.ok("picker.leader", subject, f"{holder} leads")
