@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("epp replay", description=_ABOUT)
     add = parser.add_argument
-    add("traces", nargs="+", metavar="TRACE", help="a trace in Mooncake's format; or a workload's name, see --list")
+    kinds = "a decision log, a trace in Mooncake's format, or a generated workload, see --list"
+    add("traces", nargs="+", metavar="TRACE", help=kinds)
     add("--list", action=_List, help="print the generated workloads with their numbers, and exit")
     add(
         *("--config", "-c"),

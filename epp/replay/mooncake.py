@@ -4,14 +4,13 @@
 order, the last one perhaps not full, equal numbers for equal text (FAST'25, https://github.com/kvcache-ai/Mooncake).
 """
 
-import gzip
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from epp.errors import ConfigError
+from epp.replay.files import opened
 from epp.replay.workload import Piece, Turn, Workload
 
 BLOCK = 512
@@ -35,13 +34,14 @@ def load(file: Path, block: int = BLOCK) -> Workload:
     """Reads a trace.
 
     Args:
-        file: ends in `.gz` if it is gzipped.
+        file: gzipped or not.
         block: tokens of a block.
 
     Raises:
         ConfigError: the file can't be read, or a line is not in the format; the message names the line.
     """
-    turns = [_turn(file, number, line, block) for number, line in _lines(file)]
+    pieces: dict[int, Piece] = {}
+    turns = [_turn(file, number, line, block, pieces) for number, line in _lines(file)]
     if not turns:
         raise ConfigError(f"{file}: there are no requests in it")
     turns.sort(key=lambda turn: turn.at)
@@ -54,9 +54,8 @@ def _name(file: Path) -> str:
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
     """The lines that aren't empty, with their numbers."""
-    opened: Any = gzip.open if file.suffix == ".gz" else open
     try:
-        with opened(file, "rb") as lines:
+        with opened(file) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, line
@@ -64,7 +63,8 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
         raise ConfigError(f"{file}: can't be read: {error}") from error
 
 
-def _turn(file: Path, number: int, line: bytes, block: int) -> Turn:
+def _turn(file: Path, number: int, line: bytes, block: int, pieces: dict[int, Piece]) -> Turn:
+    """One request; equal blocks are one object."""
     try:
         said = _decode(line)
     except msgspec.DecodeError as error:
@@ -77,7 +77,7 @@ def _turn(file: Path, number: int, line: bytes, block: int) -> Turn:
             f"{file}:{number}: {said.input_length} tokens are {full + bool(rest)} blocks of {block}, "
             f"but hash_ids has {len(said.hash_ids)}"
         )
-    prompt = [Piece(text, block) for text in said.hash_ids]
+    prompt = [pieces.setdefault(text, Piece(text, block)) for text in said.hash_ids]
     if rest:
         prompt[-1] = Piece(said.hash_ids[-1], rest)
     return Turn(said.timestamp / 1000, tuple(prompt), Piece(_ANSWERS + number, said.output_length))

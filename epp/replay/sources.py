@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from epp.errors import ConfigError
-from epp.replay import mooncake
+from epp.replay import mooncake, recorded
 from epp.replay.generated import SHAPES, generate
 from epp.replay.workload import Workload
 
@@ -17,7 +17,7 @@ def workload(said: str, engines: int, seed: int, limit: int | None = None) -> Wo
     """The workload that a file or a shape's name stands for.
 
     Args:
-        said: the path of a trace, or a name as `generate` takes it.
+        said: the path of a trace or a decision log, or a name as `generate` takes it.
         engines: that a generated workload is meant for.
         seed: of a generated workload.
         limit: how many requests there are at most, from the start.
@@ -28,7 +28,8 @@ def workload(said: str, engines: int, seed: int, limit: int | None = None) -> Wo
     if not is_file(said):
         found = generate(said, engines, seed)
     elif Path(said).is_file():
-        found = mooncake.load(Path(said))
+        file = Path(said)
+        found = recorded.load(file) if recorded.is_log(file) else mooncake.load(file)
     else:
         raise ConfigError(f"{said!r} is no file, and no workload: there are {', '.join(SHAPES)}")
     return found if limit is None or len(found) <= limit else Workload(found.name, found.turns[:limit])
