@@ -11,6 +11,7 @@ from epp.doctor.cluster import at
 from epp.doctor.findings import Findings
 
 _EXT_PROC = "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor"
+_PER_ROUTE = "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute"
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _DEFAULT_TIMEOUT = 0.2  # of Envoy's message_timeout
 _DEFAULT_ROUTE_TIMEOUT = 15.0
@@ -43,14 +44,21 @@ async def check(find: Findings, admin: str, within: float) -> None:
 def examine(find: Findings, subject: str, dump: Mapping[str, Any], states: Mapping[str, Any]) -> None:
     """Looks at `/config_dump` and `/clusters?format=json`."""
     managers = list(_typed(dump, _MANAGER))
-    filters = [each for manager in managers for each in _typed(manager, _EXT_PROC)]
+    # An upgrade has filters of its own, which may leave bodies out: those of a WebSocket never end.
+    filters = [each for manager in managers for each in _typed(manager.get("http_filters"), _EXT_PROC)]
+    routed = [each.get("overrides") or {} for each in _typed(dump, _PER_ROUTE)]
     if not filters:
         remedy = "see that its gateway has the inference extension enabled, and a route to the pool"
         find.broken("envoy.ext_proc", subject, "it asks no picker: no filter of its listeners is an ext_proc", remedy)
         return
+    if all(_body(each) == "NONE" for each in (*filters, *routed)):
+        remedy = "set processing_mode.request_body_mode to FULL_DUPLEX_STREAMED or BUFFERED"
+        find.broken("envoy.ext_proc", subject, "the request's body isn't sent: the picker can't read the model", remedy)
     for each in {msgspec.json.encode(each): each for each in filters}.values():
         _check_filter(find, subject, each)
-        _check_picker(find, subject, str(at(each, "grpc_service", "envoy_grpc", "cluster_name")), states)
+    clusters = [at(each, "grpc_service", "envoy_grpc", "cluster_name") for each in (*filters, *routed)]
+    for cluster in dict.fromkeys(str(cluster) for cluster in clusters if cluster):
+        _check_picker(find, subject, cluster, states)
     for manager in managers:
         _check_times(find, subject, manager)
     _check_circuits(find, subject, dump)
@@ -68,12 +76,13 @@ def _typed(value: Any, name: str) -> Iterator[Mapping[str, Any]]:
             yield from _typed(each, name)
 
 
+def _body(each: Mapping[str, Any]) -> str:
+    return str(at(each, "processing_mode", "request_body_mode") or "NONE")
+
+
 def _check_filter(find: Findings, subject: str, each: Mapping[str, Any]) -> None:
     mode = each.get("processing_mode") or {}
-    body = mode.get("request_body_mode", "NONE")
-    if body == "NONE":
-        remedy = "set processing_mode.request_body_mode to FULL_DUPLEX_STREAMED or BUFFERED"
-        find.broken("envoy.ext_proc", subject, "the request's body isn't sent: the picker can't read the model", remedy)
+    body = _body(each)
     trailers = mode.get("request_trailer_mode")
     if body == "FULL_DUPLEX_STREAMED" and trailers != "SEND":
         remedy = "set processing_mode.request_trailer_mode to SEND"
