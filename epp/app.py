@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import random
 import resource
 import signal
@@ -17,6 +18,7 @@ import uvloop
 from aiohttp import web
 
 from epp import memory
+from epp.cluster import Cluster, name_of
 from epp.configuration import Configuration, Source
 from epp.data.configured import models_options, page_reader, scrape_options
 from epp.data.declared import parse_static
@@ -32,6 +34,7 @@ from epp.extproc.server import ExternalProcessor
 from epp.extproc.tls import server_credentials
 from epp.formats.openai import models
 from epp.hooks import Hooks
+from epp.observe.access import server_tls
 from epp.observe.decision_log import DecisionLog, Later, LogOptions
 from epp.observe.decisions import Decisions
 from epp.observe.guard import Budget, TimingGuard
@@ -102,19 +105,20 @@ class App:
         self.pool = Pool()
         self.metrics = Metrics(
             self.pool,
-            options.pool_name or "default",
+            name_of(options, os.environ) or "default",
             streams=options.enable_grpc_stream_metrics,
             sizes=self._index_sizes,
             staleness=options.metrics_staleness_threshold,
         )
         self.observe = self._observability()
         self.configuration = self._configuration()
-        self.discovery = self._discovery()
+        self.cluster = self._cluster()
+        self.discovery = self._discovery() if self.cluster is None else self.cluster.discovery
         self.scraper = self._scraper()
         self.models = self._models()
         self.polls = Polls(self.pool, self._poll_failed)
         self.pipeline = self._pipeline()
-        self.health = HealthService(lambda: self.pool.synced)
+        self.health = HealthService(self._ready, self._leads if options.ha_enable_leader_election else None)
         sent = options.grpc_max_send_msg_size
         self._grpc = self._grpc_server(
             ("grpc.max_receive_message_length", options.grpc_max_recv_msg_size),
@@ -137,7 +141,7 @@ class App:
         self.configuration.start()
         stack.push_async_callback(self.configuration.stop)
         await self.discovery.start()
-        stack.push_async_callback(self.discovery.stop)
+        stack.push_async_callback(self.discovery.stop if self.cluster is None else self.cluster.stop)
         sources = self.configuration.router.sources
         if sources.scraped:
             await self.scraper.start()
@@ -148,13 +152,15 @@ class App:
         stack.push_async_callback(self.models.stop)
         await self._start_metrics(stack)
         await self._start_grpc(stack)
+        if self.cluster is not None:
+            self.cluster.campaign(self.health_port)
         memory.settle()
         log.info(
             "serving: ext_proc on %d (%s), health on %d, metrics on %s:%d, %d endpoints, configuration: %s",
             self.grpc_port,
             "TLS" if self._options.secure_serving else "plaintext",
             self.health_port,
-            self._options.metrics_bind_address or "*",
+            self._options.metrics_host(reviewed=self._reviewed) or "*",
             self.metrics_port,
             len(self.pool),
             self.configuration.router.origin,
@@ -166,6 +172,8 @@ class App:
         Args:
             at_once: ends it before that.
         """
+        if self.cluster is not None:
+            await self.cluster.release()
         self.health.set_ready(False)
         end = time.monotonic() + self._options.drain_timeout
         log.info("draining: %d streams in flight", self._streams())
@@ -257,10 +265,39 @@ class App:
             states[plugged.name] = entry | detail
         return {"timestamp": time.time(), "plugins": states}
 
+    # --- Kubernetes
+
+    def _cluster(self) -> Cluster | None:
+        discovery = self.configuration.router.sources.file is not None
+        if not self._options.in_kubernetes(discovery=discovery):
+            return None
+        changed = self._cluster_changed
+        return Cluster(self._options, self.pool, self._random, on_pool=self._pool_changed, on_state=changed)
+
+    def _cluster_changed(self) -> None:
+        if self.cluster is not None:
+            self.metrics.families["llm_d_epp_discovery_stale"].value().set(self.cluster.discovery.stale)
+            self.metrics.families["llm_d_epp_leader"].value().set(self.cluster.leads)
+            self.health.changed()
+
+    def _leads(self) -> bool:
+        return self.cluster is None or self.cluster.leads
+
+    def _ready(self) -> bool:
+        """The pool is known, and every parser that speaks only some protocols speaks the pool's."""
+        protocol = "" if self.cluster is None else self.cluster.discovery.protocol
+        spoken = [getattr(plugged.plugin, "protocols", ()) for plugged in self.configuration.router.parsers]
+        return self.pool.synced and (not protocol or all(protocol in each for each in spoken if each))
+
+    @property
+    def _reviewed(self) -> bool:
+        return self.cluster is not None and self.cluster.reviewer is not None
+
+    # --- the endpoints
+
     def _discovery(self) -> Discovery:
         options = self._options
         said = self.configuration.router.sources.file
-        options.require_source(discovery=said is not None)
         path = said.path if said else options.endpoints_file
         file = Path(path) if path else None
         return Discovery(
@@ -366,17 +403,28 @@ class App:
     async def _start_metrics(self, stack: AsyncExitStack) -> None:
         options = self._options
         pages = {"plugins": self._plugins, "plugins/state": self._plugin_states, "config": self.configuration.shown}
-        app = application(self.metrics.registry, self.observe.decisions, pages, self.observe.settle)
+        authorize = None
+        if self.cluster is not None:
+            pages |= {"kubernetes": self.cluster.shown}
+            authorize = self.cluster.reviewer.verdict if self.cluster.reviewer is not None else None
+        app = application(self.metrics.registry, self.observe.decisions, pages, self.observe.settle, authorize)
+        host = options.metrics_host(reviewed=self._reviewed)
+        if options.metrics_endpoint_auth and authorize is None and host not in _LOOPBACK:
+            log.warning("without Kubernetes nobody checks who reads the metrics on %s", host or "all interfaces")
+        client_ca = Path(options.metrics_client_ca_file) if options.metrics_client_ca_file else None
+        tls = server_tls(Path(options.metrics_cert_dir), client_ca) if options.metrics_cert_dir else None
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, options.metrics_bind_address or None, options.metrics_port, shutdown_timeout=1.0)
+        site = web.TCPSite(runner, host or None, options.metrics_port, shutdown_timeout=1.0, ssl_context=tls)
         try:
             await site.start()
         except OSError as error:
             raise ConfigError(f"--metrics-port {options.metrics_port}: {error.strerror or error}") from error
         self.metrics_port = runner.addresses[0][1]
 
+
+_LOOPBACK = ("127.0.0.1", "::1")
 
 _STATES = {
     "out": "taken out after failures in a row; it comes back when a scrape works",
