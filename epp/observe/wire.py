@@ -23,6 +23,9 @@ from epp.errors import ConfigError
 MAGIC = b"epplog\r\n"
 FORMAT = 1
 LENGTH = Struct("<I")
+LONG = 4096
+"""Bytes a message from which on a frame isn't compressed."""
+
 _GZIP = b"\x1f\x8b"
 
 
@@ -123,9 +126,11 @@ encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
 
 
-def framed(messages: list[bytes], level: int = 1) -> bytes:
+def framed(messages: list[bytes]) -> bytes:
     """A frame of encoded messages."""
-    packed = zlib.compress(b"".join([part for each in messages for part in (LENGTH.pack(len(each)), each)]), level)
+    data = b"".join([part for each in messages for part in (LENGTH.pack(len(each)), each)])
+    # Long ones are hashes for the most part, which nothing makes shorter.
+    packed = zlib.compress(data, 1 if len(data) < LONG * len(messages) else 0)
     return LENGTH.pack(len(packed)) + packed
 
 

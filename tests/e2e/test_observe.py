@@ -41,14 +41,20 @@ class PreferringScorer:
 '''
 
 
-def config(folder: Path, address: str) -> str:
-    """A configuration that sends every request there."""
+def config(folder: Path, address: str, shadow: str) -> str:
+    """A configuration that sends every request there, with a shadow that would send it somewhere else."""
     (folder / "preferring.py").write_text(SCORER)
-    plugin = {"type": "./preferring.py", "parameters": {"endpoint": f"default/{address}"}}
-    file = folder / f"{address}.json"
     profile = {"name": "default", "plugins": [{"pluginRef": "preferring-scorer", "weight": 2}]}
+    in_force, beside = (
+        {
+            "plugins": [{"type": "./preferring.py", "parameters": {"endpoint": f"default/{endpoint}"}}],
+            "schedulingProfiles": [profile],
+        }
+        for endpoint in (address, shadow)
+    )
     head = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
-    file.write_text(json.dumps(head | {"plugins": [plugin], "schedulingProfiles": [profile]}))
+    file = folder / f"{address}.json"
+    file.write_text(json.dumps(head | in_force | {"shadow": beside}))
     return str(file)
 
 
@@ -63,13 +69,13 @@ class Setting:
         self.first, self.second = first, second
         self.log = folder / "decisions.log"
         servers = (first, second)
-        self.picker = Picker(servers, f"--config-file={config(folder, first)}")
-        watching = (f"--config-file={config(folder, second)}", f"--decision-log={self.log}")
+        self.picker = Picker(servers, f"--config-file={config(folder, first, second)}")
+        watching = (f"--config-file={config(folder, second, first)}", f"--decision-log={self.log}")
         self.observer = Picker(servers, *watching)
 
     async def heard_of(self, requests: int) -> bool:
         """Whether the observer has held so many decisions against the other picker's."""
-        return (await self.observer.metrics()).get("llm_d_epp_compared_decisions_total", 0.0) >= requests
+        return (await self.observer.metrics()).get("llm_d_epp_request_total", 0.0) >= requests
 
 
 @asynccontextmanager
@@ -94,7 +100,7 @@ async def observed(folder: Path, variant: str) -> AsyncIterator[Setting]:
 
 @pytest.mark.parametrize("variant", ["standalone", "full-duplex"])
 async def test_requests_go_where_the_first_picker_says(tmp_path: Path, variant: str) -> None:
-    """The other one notes where they went, and where it would have sent them; nothing of that is seen outside."""
+    """The other one, and the shadows of both, note where they would have sent them; nothing is seen of that."""
     async with observed(tmp_path, variant) as setting:
         for number in range(8):
             steer = [("x-pieces", "5"), ("x-pause", "0.01")] if number % 2 else []
@@ -109,11 +115,15 @@ async def test_requests_go_where_the_first_picker_says(tmp_path: Path, variant: 
                 metrics = await found.text()
         assert 'llm_d_epp_compared_decisions_total{other="picker",result="differed"} 8.0' in metrics
         assert 'llm_d_epp_regret_sum{other="picker"} 8.0' in metrics
+        assert 'llm_d_epp_compared_decisions_total{other="shadow",result="agreed"} 8.0' in metrics
         assert len(decisions) == 8
         for decision in decisions:
             assert decision["destination"] == setting.second
             assert decision["observed"] == {"destination": setting.first, "agreed": False, "regret": 1.0}
+            assert (decision["shadow"]["destination"], decision["shadow"]["regret"]) == (setting.first, 0.0)
         await until(setting.observer.idle, "the observer is idle")
+        own = (await setting.picker.metrics())["llm_d_epp_compared_decisions_total"]
+        assert own == 8, "the shadow of the picker that routes has decided, too"
         assert await setting.observer.end(signal.SIGTERM) == 0
         entries = list(read_log(setting.log))
     assert len(entries) == 8
