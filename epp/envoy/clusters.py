@@ -148,7 +148,8 @@ def _health_checks(options: EnvoyOptions) -> dict[str, Any]:
         return {}
     check = {
         "timeout": "1s",
-        "interval": "5s",
+        "interval": "1s",
+        "no_traffic_interval": "1s",
         "unhealthy_threshold": 2,
         "healthy_threshold": 1,
         "grpc_health_check": {"service_name": EXT_PROC_SERVICE},

@@ -109,9 +109,20 @@ def _strip_routing_headers() -> dict[str, Any]:
     return {"name": "envoy.filters.http.header_mutation", "typed_config": typed(name, mutations=mutations)}
 
 
+def _ask_another() -> dict[str, Any]:
+    """Of several replicas of the picker another one is asked where one has died: only streams that it had are lost."""
+    previous = typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")
+    return {
+        "retry_on": "connect-failure,refused-stream,reset",
+        "num_retries": 2,
+        "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": previous}],
+        "host_selection_retry_max_attempts": 5,
+    }
+
+
 def _exchange(options: EnvoyOptions, mode: dict[str, str]) -> dict[str, Any]:
     return {
-        "grpc_service": {"envoy_grpc": {"cluster_name": PICKER_CLUSTER}},
+        "grpc_service": {"envoy_grpc": {"cluster_name": PICKER_CLUSTER}, "retry_policy": _ask_another()},
         "failure_mode_allow": options.failure_mode_allow,
         "status_on_error": {"code": "ServiceUnavailable"},
         "message_timeout": f"{options.message_timeout:g}s",
