@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from epp.data.configured import reader
-from epp.data.report import Found
+from epp.data.report import Found, Report
 from epp.data.scrape import enter
 from epp.errors import ConfigError, RequestError
 from epp.exchange import Exchange, Observability
@@ -105,6 +105,7 @@ class Picker:
         observe = _Unnoted(self._metrics, Decisions(), RequestLog(None, lambda *_: None), guard)
         self._pipeline = Pipeline(self._pool, Hooks.of(self._router), observe, clock, clock, random=random)
         self._reader = reader(self._router.sources.extraction, EngineMetrics("vllm"))
+        self._reports: dict[int, tuple[Found, Report]] = {}
         self._slots = [self._pool.add(_endpoint(index)) for index in range(endpoints)]
         self._by_hostport = {_endpoint(index).hostport: index for index in range(endpoints)}
         self._pool.synced = True
@@ -134,7 +135,10 @@ class Picker:
     def scraped(self, endpoint: int, samples: Found, fresh_for: float) -> None:
         """Enters what an endpoint's page has said; it counts as current for so many seconds."""
         now = self._clock()
-        report = self._reader.report(samples, {})
+        known, report = self._reports.get(endpoint, (None, None))
+        if report is None or known is not samples:
+            report = self._reader.report(samples, {})
+            self._reports[endpoint] = (samples, report)
         enter(self._pool, self._slots[endpoint], report, now=now, fresh_until=now + fresh_for)
 
     def route(self, request_id: str, prompt: bytes) -> Routed | RequestError:

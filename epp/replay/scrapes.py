@@ -1,19 +1,24 @@
 """What a scrape of a simulated engine finds: the samples of its page that somebody reads, without the page.
 
-The names, labels and values are those that `epp engine` has on `/metrics`; writing a page and reading it again costs
-milliseconds, and there are hundreds of thousands of scrapes in a replay.
+The names, labels and values are those that `epp engine` has on `/metrics`. Writing a page and reading it again costs a
+millisecond, and there are hundreds of thousands of scrapes in a replay: so it is done only for a configuration that
+reads what is not in the tables below.
 """
 
 from collections.abc import Callable, Iterable
 from operator import attrgetter
 
+from epp.data.engines import START_TIME
 from epp.data.report import Found
 from epp.engine.metrics import EngineMetrics, Gauges
-from epp.engine.model import ModelConfig
+from epp.engine.model import Model, ModelConfig
+from epp.engine.page import EngineInfo, Page, labels
 from epp.engine.virtual import VirtualEngine
-from epp.formats.exposition import Sample
+from epp.formats.exposition import Exposition, Sample
 
 Value = Callable[[EngineMetrics, Gauges], float]
+
+_CACHE = "vllm:cache_config_info"
 
 _HISTOGRAMS = {
     "vllm:time_to_first_token_seconds": "time_to_first_token",
@@ -67,8 +72,8 @@ def _values(labels: str) -> Iterable[tuple[str, bytes, Value]]:
     yield by_source, f'{labels},source="local_cache_hit"'.encode(), lambda m, _: m.prompt_tokens_cached
 
 
-class Page:
-    """The samples of engines of one kind.
+class Pages:
+    """The samples of engines of one kind. What hasn't changed since an engine's last page is the same object.
 
     Args:
         model: the model's name.
@@ -77,15 +82,31 @@ class Page:
     """
 
     def __init__(self, model: str, config: ModelConfig, names: frozenset[str]) -> None:
-        labels = f'engine="0",model_name="{model}"'
-        self._values = [value for value in _values(labels) if value[0] in names]
-        info = f'block_size="{config.block_size}",engine="0",num_gpu_blocks="{config.num_blocks}"'
-        self._info = [Sample(info.encode(), 1.0)]
+        own = f'engine="0",model_name="{model}"'
+        self._values = [value for value in _values(own) if value[0] in names]
+        info = EngineInfo(model, config.block_size, config.num_blocks, config.max_model_len, 0, 0.0)
+        self._info = [Sample(",".join(labels(engine=0, **info.cache_config())).encode(), 1.0)]
+        self._page = Page(info)
+        self._others = self._beyond(EngineMetrics(config.max_model_len), Gauges.of(Model(config)), names)
+        self._known: dict[VirtualEngine, tuple[list[float], Found]] = {}
+
+    def _beyond(self, metrics: EngineMetrics, gauges: Gauges, names: frozenset[str]) -> Exposition | None:
+        """Reads what a page has of these names besides the values above; None if there is nothing."""
+        asked = names - {name for name, _, _ in self._values} - {_CACHE, START_TIME}
+        found = Exposition(asked).read(self._page.render([metrics], [gauges])) if asked else {}
+        return Exposition(found) if found else None
 
     def of(self, engine: VirtualEngine, now: float) -> Found:
         """What an engine's page would say at this moment."""
         gauges, metrics = engine.observe(now), engine.metrics
-        found: dict[str, list[Sample]] = {"vllm:cache_config_info": self._info}
-        for name, labels, value in self._values:
-            found.setdefault(name, []).append(Sample(labels, float(value(metrics, gauges))))
+        values = [value(metrics, gauges) for _, _, value in self._values]
+        known = self._known.get(engine)
+        if known is not None and known[0] == values and self._others is None:
+            return known[1]
+        found: dict[str, list[Sample]] = {_CACHE: self._info}
+        for (name, own, _), value in zip(self._values, values, strict=True):
+            found.setdefault(name, []).append(Sample(own, float(value)))
+        if self._others is not None:
+            found |= self._others.read(self._page.render([metrics], [gauges]))
+        self._known[engine] = (values, found)
         return found

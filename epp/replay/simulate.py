@@ -26,7 +26,7 @@ from epp.replay.options import Engines, View
 from epp.replay.picker import MODEL, Clock, Picker, Routed
 from epp.replay.policy import Policy
 from epp.replay.result import Gaps, Requests, Result
-from epp.replay.scrapes import Page
+from epp.replay.scrapes import Pages
 from epp.replay.workload import Workload, text
 
 TICK = 100
@@ -86,7 +86,7 @@ class _Simulation:
         self._clock = Clock()
         self._random = Random(f"{seed}/scrapes")
         self._picker = Picker(policy, engines.count, self._clock, f"{seed}/picker")
-        self._page = Page(MODEL, engines.config(0), self._picker.scraped_names)
+        self._pages = Pages(MODEL, engines.config(0), self._picker.scraped_names)
         self._engines = [self._engine(index) for index in range(engines.count)]
         self._block = engines.config(0).block_size
         self._due = [inf] * engines.count  # the event that counts of those in the heap for an engine's next step
@@ -225,7 +225,7 @@ class _Simulation:
         self._period = max(interval, stretched)
         for index in range(self._given.count):
             delay = until_next(self._period, 0.0, self._random, first=True)
-            self._picker.scraped(index, self._page.of(self._engines[index], 0.0), delay + self._view.scrape.timeout)
+            self._picker.scraped(index, self._pages.of(self._engines[index], 0.0), delay + self._view.scrape.timeout)
             self._at(delay, self._scrape, index)
 
     def _scrape(self, index: int) -> None:
@@ -234,7 +234,7 @@ class _Simulation:
         late = least + self._random.expovariate(1 / more) if more else least
         self._catch_up(index)
         self._plan_step(index)
-        found = self._page.of(self._engines[index], self._clock.now)
+        found = self._pages.of(self._engines[index], self._clock.now)
         self._at(self._clock.now + late, self._scraped, (index, found, late))
 
     def _scraped(self, scrape: tuple[int, Found, float]) -> None:
