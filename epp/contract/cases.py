@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from epp import testing
+from epp import keys, testing
 from epp.plugin import Candidates, Pool, Request
 
 NAN = math.nan
@@ -66,13 +66,16 @@ def _candidates(random: Random) -> Candidates:
     def reported() -> float:
         return NAN if random.random() < 0.2 else count()
 
+    def fraction() -> float:
+        return random.choice([NAN, 0.0, 1.0, random.random(), random.random()])
+
     def some(of: Sequence[str]) -> list[str]:
         return [each for each in of if random.random() < 0.4]
 
     return testing.candidates(
         waiting=column(reported),
         running=column(reported),
-        kv_usage=column(lambda: random.choice([NAN, 0.0, 1.0, random.random(), random.random()])),
+        kv_usage=column(fraction),
         cache_blocks=column(reported),
         cache_block_size=column(lambda: random.choice([NAN, 16.0, 64.0])),
         **_adapters(random, number),
@@ -80,6 +83,11 @@ def _candidates(random: Random) -> Candidates:
         inflight_tokens=column(count),
         labels=column(lambda: {label: random.choice(VALUES) for label in some(LABELS)}),
         stale=column(lambda: random.random() < 0.2),
+        columns={
+            keys.CLUSTER_QUEUE: column(reported),
+            keys.CLUSTER_KV_USAGE: column(fraction),
+            keys.GPU_UTILIZATION: column(fraction),
+        },
     )
 
 

@@ -9,7 +9,19 @@ import numpy as np
 
 from epp.contract.cases import Case, reordered
 from epp.contract.subject import Subject
-from epp.plugin import BadRequest, Body, Candidates, Key, Outcome, Plugged, Request, Usage
+from epp.plugin import (
+    BadRequest,
+    Body,
+    Candidates,
+    EndpointsFile,
+    Extraction,
+    Key,
+    Outcome,
+    Page,
+    Plugged,
+    Request,
+    Usage,
+)
 from epp.schedule import decide
 from epp.schedule.guard import Fault, Point, Unguarded
 from epp.testing import decided
@@ -261,6 +273,43 @@ def _reads_responses(subject: Subject, case: Case) -> None:
         _due(isinstance(reader.usage, Usage), f"a Usage is due, not {reader.usage!r}")
 
 
+# --- where endpoints and numbers come from
+
+_PAGES = (b"", b"up 1\n", b"<html>", b"{}", b'{"data": [{"id": "m"}, {}]}', b'DCGM_FI_DEV_GPU_UTIL{pod="a"} 50\n')
+_SAYING = {
+    "metrics_page": Page,
+    "polled_page": Page,
+    "models_page": Page,
+    "engine_metrics": Extraction,
+    "endpoints_file": EndpointsFile,
+}
+"""Methods that are asked once, and what they give."""
+
+
+def _says(subject: Subject, _: Case) -> None:
+    for method, due in _SAYING.items():
+        ask = getattr(subject.plugin, method, None)
+        if callable(ask):
+            said = ask()
+            _due(isinstance(said, due), f"{method}: a {due.__name__} is due, not {said!r}")
+
+
+def _extracts(subject: Subject, case: Case) -> None:
+    plugin, endpoint = subject.plugin, case.candidates.endpoints[0]
+    pages = (*_PAGES, b"".join(case.request.body.prompts))
+    for page in pages if hasattr(plugin, "columns") else ():
+        try:
+            found = plugin.columns(endpoint, page)
+        except Exception:  # noqa: BLE001, S112 (a page that can't be read may be refused in any way)
+            continue
+        _due(isinstance(found, Mapping), f"values by key are due, not {found!r}")
+        odd = [key for key in found if not isinstance(key, Key) or key.scope != "pool"]
+        _due(not odd, f"keys of the pool's columns are due, not {odd}")
+        _due(all(isinstance(value, (int, float)) for value in found.values()), f"numbers are due, not {found!r}")
+    if hasattr(plugin, "extract"):
+        _texts(plugin.extract(endpoint))
+
+
 CHECKS: tuple[Check, ...] = (
     Check("scorer", "scores are a float for each candidate in [0, 1], or NaN where something is missing", _in_range),
     Check("scorer", "a missing metric never wins: others get as many points, or more", _missing_never_wins),
@@ -281,5 +330,9 @@ CHECKS: tuple[Check, ...] = (
     Check("observer", "every request, decision and outcome is taken; headers are texts", _observes),
     Check("parser", "a body is read, or BadRequest says why not, whatever bytes come", _parses),
     Check("parser", "a response is read in pieces split at any byte", _reads_responses),
+    Check("data source", "a page that it names is a Page", _says),
+    Check("extractor", "it names metrics as an Extraction", _says),
+    Check("extractor", "pages of any bytes are read into numbers by the pool's keys, or refused", _extracts),
+    Check("discovery", "the file is an EndpointsFile", _says),
 )
 """In the order in which they run."""

@@ -1,4 +1,4 @@
-"""file-discovery, multicluster-file-discovery: read the endpoints from a file.
+"""file-discovery: reads the endpoints from a file.
 
 What it does
     With `dataLayer.discovery.pluginRef` naming it, the pool is what the file says, as with `--endpoints-file`; beside
@@ -12,10 +12,6 @@ What it does
 
     and may hold all that `--endpoints-file` may. One that can't be used at the start is an error; later the last good
     state stays.
-
-    With `multicluster-file-discovery` the entries are the gateways of clusters: one may say by the labels
-    `metricsAddress` and `metricsPort` where that cluster's picker has its metrics, for
-    `multicluster-metrics-data-source`. Without them it is the gateway's address, and its own port.
 
 Reads
     The file.
@@ -64,20 +60,6 @@ class FileDiscovery:
 
     def __init__(self, parameters: FileDiscoveryParameters) -> None:
         self._file = EndpointsFile(Path(parameters.path), parameters.watch_file)
-
-    def endpoints_file(self) -> EndpointsFile:
-        """The file."""
-        return self._file
-
-
-class MulticlusterFileDiscovery:
-    """Tells which file names the clusters."""
-
-    Parameters = FileDiscoveryParameters
-    stability = "alpha"
-
-    def __init__(self, parameters: FileDiscoveryParameters) -> None:
-        self._file = EndpointsFile(Path(parameters.path), parameters.watch_file, clusters=True)
 
     def endpoints_file(self) -> EndpointsFile:
         """The file."""

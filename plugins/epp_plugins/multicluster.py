@@ -8,15 +8,22 @@ What it does
     the scorers go by them as `queue-scorer` and `kv-cache-utilization-scorer` go by an engine's. A cluster whose page
     can't be had gets no points.
 
-    Where a cluster's metrics are elsewhere than its gateway, `multicluster-file-discovery` knows it by the labels
-    `metricsAddress` and `metricsPort`.
+    `multicluster-file-discovery` reads the clusters from a file, as `file-discovery` reads endpoints. Where a cluster's
+    metrics are elsewhere than its gateway, the labels `metricsAddress` and `metricsPort` of its entry say so:
+
+        endpoints:
+        - name: east
+          address: gateway.east.example
+          port: 443
+          labels: {metricsAddress: epp.east.example, metricsPort: "9090"}
 
 Reads
     - the extractor: the page of a cluster's picker, ours or llm-d's.
     - the scorers: `llm-d.ai/multicluster-queue-size`, `llm-d.ai/multicluster-kv-cache-utilization`.
 
 Writes
-    The extractor the two columns that the scorers read, not known while the page can't be had; the scorers nothing.
+    The extractor the two columns that the scorers read, not known while the page can't be had; the discovery the pool;
+    the scorers nothing.
 
 Parameters
     of multicluster-metrics-data-source:
@@ -33,10 +40,19 @@ Parameters
     - `queueSizeMetric` (llm_d_epp_average_queue_size).
     - `kvCacheUtilizationMetric` (llm_d_epp_average_kv_cache_utilization).
 
+    of multicluster-file-discovery:
+
+    - `path` (required): the file; a relative one is looked for in the process's folder.
+    - `watchFile` (false): whether it is read again when it changes.
+
     The scorers have none: None.
 
 Example:
     plugins:
+    - type: multicluster-file-discovery
+      parameters:
+        path: /etc/epp/clusters.yaml
+        watchFile: true
     - type: multicluster-metrics-data-source
       parameters:
         caCertPath: /etc/epp/clusters-ca.pem
@@ -44,6 +60,8 @@ Example:
     - type: multicluster-queue-scorer
     - type: multicluster-kv-cache-utilization-scorer
     dataLayer:
+      discovery:
+        pluginRef: multicluster-file-discovery
       sources:
       - pluginRef: multicluster-metrics-data-source
         extractors:
@@ -63,6 +81,7 @@ Where it departs from llm-d, and why
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import Field
@@ -72,6 +91,7 @@ from epp.keys import CLUSTER_KV_USAGE, CLUSTER_QUEUE
 from epp.plugin import (
     Candidates,
     Endpoint,
+    EndpointsFile,
     Floats,
     Key,
     Page,
@@ -105,6 +125,25 @@ class MulticlusterMetricsDataSource:
     def polled_page(self) -> Page:
         """The page."""
         return self._page
+
+
+class MulticlusterFileDiscovery:
+    """Tells which file names the clusters."""
+
+    stability = "alpha"
+
+    class Parameters(epp.plugin.Parameters):
+        """See the module's manual."""
+
+        path: str = Field(min_length=1)
+        watch_file: bool = False
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._file = EndpointsFile(Path(parameters.path), parameters.watch_file, clusters=True)
+
+    def endpoints_file(self) -> EndpointsFile:
+        """The file."""
+        return self._file
 
 
 class MulticlusterMetricsExtractor:

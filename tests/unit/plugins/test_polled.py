@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from epp_plugins.dcgm import DcgmDataSource, DcgmExtractor
-from epp_plugins.file_discovery import MulticlusterFileDiscovery
 from epp_plugins.models_source import ModelsDataExtractor, ModelsDataSource
 from epp_plugins.multicluster import (
+    MulticlusterFileDiscovery,
     MulticlusterKvCacheUtilizationScorer,
     MulticlusterMetricsDataSource,
     MulticlusterMetricsExtractor,

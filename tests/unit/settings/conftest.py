@@ -6,9 +6,9 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from epp_plugins.detectors import ConcurrencyDetector, UtilizationDetector
-from epp_plugins.file_discovery import MulticlusterFileDiscovery
 from epp_plugins.flow_control import EdfOrderingPolicy, ProgramAwareFairness, StaticUsageLimitPolicy
 from epp_plugins.models_source import ModelsDataExtractor, ModelsDataSource
+from epp_plugins.multicluster import MulticlusterFileDiscovery
 from epp_plugins.notification import K8sNotificationSource
 from epp_plugins.pickers import MaxScorePicker, RandomPicker
 from epp_plugins.profile_handlers import SingleProfileHandler
