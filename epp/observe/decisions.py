@@ -55,9 +55,10 @@ def _size(record: Record) -> int:
     decision = record.ours or record.decision
     if decision is None:
         return 1024 + len(record.id)
-    rows = len(decision.candidates.read)
-    for stage in (*decision.stages, *(record.shadow.stages if record.shadow is not None else ())):
-        rows += 3 + len(stage.profile.scorers)
+    rows = 0
+    for each in (decision, record.shadow):
+        if each is not None:
+            rows += len(each.candidates.read) + sum(3 + len(stage.profile.scorers) for stage in each.stages)
     return 2048 + len(record.id) + rows * (len(decision.candidates) * 8 + 128)
 
 

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 
 from epp.errors import BadRequest, ConfigError
-from epp.observe import decision_log
+from epp.observe import decision_log, wire
 from epp.observe.decision_log import DecisionLog, LogOptions
 from epp.observe.entries import read_log, read_logs
 from epp.observe.metrics import Metrics
@@ -95,6 +96,9 @@ def test_prompts_are_hashed(tmp_path):
         writing.log.see(noted, request([shared + prompt * 100, "short"], model=model))
         writing.log.write(noted)
     writing.log.close()
+    plain = b"".join(map(msgspec.msgpack.encode, wire.messages(tmp_path / "log")))
+    assert b"default/pod-0" in plain
+    assert not [word for word in (b"sixty-four", b"one", b"two", b"short") if word in plain]
     a, b, c = read_log(tmp_path / "log")
     assert (a.prompt_bytes, a.block_tokens) == (len(shared) + 305, 64)
     assert [len(chain) for chain in a.chains] == [3, 0]
