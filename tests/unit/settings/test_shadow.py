@@ -150,8 +150,8 @@ SCORER = "schedulingProfiles: [{name: default, plugins: [{pluginRef: queue-score
         (
             "{plugins: [{type: tuned-scorer, parameters: {maxCounts: 1}}], schedulingProfiles: [name: a]}",
             (
-                "shadow.plugins[0].parameters.maxCounts: unknown key; allowed: maxCount, mode, inner, oldCount; did you "
-                'mean "maxCount"?'
+                "shadow.plugins[0].parameters.maxCounts: unknown key; allowed: maxCount, mode, inner, oldCount; "
+                'did you mean "maxCount"?'
             ),
         ),
         (
