@@ -18,6 +18,10 @@ class Template:
         fakes: what the test imports from `epp.testing`.
         others: further imports, by plugin and test: lines before the ones from `epp`.
         in_profile: whether a profile refers to it.
+        parameters: the section "Parameters".
+        example: what stands in the manual's example beside the plugin, which is called `mine`, and its profile.
+        arguments: of the test.
+        made: makes `plugin` in the test; `{cls}` is the class's name.
     """
 
     does: str
@@ -29,6 +33,10 @@ class Template:
     fakes: tuple[str, ...]
     others: str = ""
     in_profile: bool = False
+    parameters: str = "None."
+    example: str = ""
+    arguments: str = ""
+    made: str = "{cls}()"
 
 
 KINDS: Mapping[str, Template] = {
@@ -104,6 +112,142 @@ KINDS: Mapping[str, Template] = {
 """,
         ("candidates", "context", "request"),
         "from collections.abc import Mapping\n",
+        made="{cls}(context=context())",
+    ),
+    "fetcher": Template(
+        "Fetches what each endpoint costs, out of a file of prices by the endpoints' names.",
+        "The file.",
+        "`price`: NaN for endpoints that are not in the file.",
+        ("Candidates", "Context", "Floats", "Key", "Request", "request_key"),
+        """
+    class Parameters(epp.plugin.Parameters):
+        file: str = "prices.json"
+
+    def __init__(self, parameters: Parameters, context: Context) -> None:
+        self._file = Path(parameters.file)
+        self._price = request_key("price", context.name)
+        self.writes = (self._price,)
+
+    async def fetch(self, request: Request, c: Candidates) -> Mapping[Key, Floats]:
+        \"\"\"A column for this request, shape (n,). Anything may be awaited here, for 0.4 s or `self.deadline`.\"\"\"
+        prices = await asyncio.to_thread(self._read)
+        return {self._price: np.array([prices.get(endpoint.name, np.nan) for endpoint in c.endpoints])}
+
+    def _read(self) -> Mapping[str, float]:
+        return json.loads(self._file.read_text()) if self._file.exists() else {}
+""",
+        """
+    (tmp_path / "prices.json").write_text('{"pod-1": 2.5}')
+    (column,) = asyncio.run(plugin.fetch(request(), candidates(count=2))).values()
+    assert np.isnan(column[0])
+    assert column[1] == 2.5
+""",
+        ("candidates", "context", "request"),
+        "import asyncio\nimport json\nfrom collections.abc import Mapping\nfrom pathlib import Path\n\n"
+        "import epp.plugin\nimport numpy as np\n",
+        parameters='`file` (prices.json): a JSON object, such as {"pod-0": 1.5}.',
+        arguments="tmp_path",
+        made='{cls}({cls}.Parameters(file=str(tmp_path / "prices.json")), context=context())',
+    ),
+    "handler": Template(
+        "Runs the last profile for long prompts, and the first one for others.",
+        "The length of the prompt.",
+        "Nothing.",
+        ("Request", "Run"),
+        """
+    def bind(self, profiles: tuple[str, ...]) -> None:
+        \"\"\"The names of the configured profiles; ValueError refuses the configuration.\"\"\"
+        self._profiles = profiles
+
+    def decide(self, request: Request, run: Run) -> str | None:
+        \"\"\"The name of a profile that it has run; None where its filters have left nobody.\"\"\"
+        name = self._profiles[-1 if request.prompt_tokens >= 4096 else 0]
+        return name if run(name) is not None else None
+""",
+        """
+    plugin.bind(("default", "long"))
+
+    def run(profile, peer=None):
+        return candidates(count=1).pick(profile, [0], 1.0)
+
+    assert plugin.decide(request("hello"), run) == "default"
+    assert plugin.decide(request("x" * 20_000), run) == "long"
+    assert plugin.decide(request("hello"), lambda profile, peer=None: None) is None
+""",
+        ("candidates", "request"),
+        example="""\
+    - type: queue-scorer
+    - type: kv-cache-utilization-scorer
+    schedulingProfiles:
+    - name: default
+      plugins: [{pluginRef: queue-scorer}]
+    - name: long
+      plugins: [{pluginRef: kv-cache-utilization-scorer}]
+""",
+    ),
+    "decider": Template(
+        "Splits long prompts whose endpoint is busy: their prefill goes elsewhere.",
+        "The length of the prompt; `running`: requests at the engine, scraped.",
+        "Nothing.",
+        ("RUNNING", "Candidates", "Pick", "Request"),
+        """
+    def disaggregate(self, request: Request, pick: Pick | None, c: Candidates) -> bool:
+        \"\"\"Whether the handler should run its further profile; `pick` is what the one before chose.\"\"\"
+        if pick is None or request.prompt_tokens < 1024:
+            return False
+        return bool(((c[RUNNING] > 0) & (c.slots == pick.slots[0])).any())
+""",
+        """
+    c = candidates(running=[3, 0])
+    assert plugin.disaggregate(request("x" * 8000), c.pick("decode", [0], 1.0), c)
+    assert not plugin.disaggregate(request("x" * 8000), c.pick("decode", [1], 1.0), c)
+    assert not plugin.disaggregate(request("short"), c.pick("decode", [0], 1.0), c)
+""",
+        ("candidates", "request"),
+        example="""\
+    - type: disagg-profile-handler
+      parameters: {deciders: {prefill: mine}}
+    - type: decode-filter
+    - type: prefill-filter
+    schedulingProfiles:
+    - name: decode
+      plugins: [{pluginRef: decode-filter}]
+    - name: prefill
+      plugins: [{pluginRef: prefill-filter}]
+""",
+    ),
+    "parser": Template(
+        "Reads requests whose whole body is the prompt, as plain text.",
+        "The request's path and body.",
+        "`Body`: one prompt, and the model `plain`.",
+        ("BadRequest", "Body", "ResponseReader"),
+        """
+    paths = ("generate/plain",)
+
+    def parse(self, path: str, headers: Mapping[str, str], body: bytes) -> Body:
+        \"\"\"Reads the body; BadRequest says what is wrong with it, and the client gets 400.\"\"\"
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"text in UTF-8 is due: {error}") from error
+        return Body(model="plain", prompts=(body,))
+
+    def response(self, *, streaming: bool) -> ResponseReader | None:
+        \"\"\"A reader of the usage in one answer; None where this API reports none.\"\"\"
+        return None
+""",
+        """
+    assert plugin.parse("/generate/plain", {}, b"hello").prompts == (b"hello",)
+    with pytest.raises(BadRequest, match="UTF-8"):
+        plugin.parse("/generate/plain", {}, b"\\xff")
+""",
+        (),
+        "from collections.abc import Mapping\n",
+        example="""\
+    requestHandler:
+      parsers:
+      - pluginRef: mine
+""",
     ),
     "observer": Template(
         "Counts what became of requests, and tells clients who has answered.",
@@ -135,6 +279,7 @@ KINDS: Mapping[str, Template] = {
 """,
         ("candidates", "context", "decided", "request"),
         "from collections import Counter\nfrom collections.abc import Mapping\n",
+        made="{cls}(context=context())",
     ),
     "screener": Template(
         'Keeps requests off endpoints that are labelled `drain: "yes"`, whatever profile runs.',
@@ -198,13 +343,14 @@ def plugin_text(kind: str, module: str, class_name: str) -> str:
     blank = "" if "numpy" in t.others else "\n"
     imports = t.others + (f"{blank}from epp.plugin import {', '.join(t.names)}\n" if t.names else "")
     profile = ["    schedulingProfiles:", "    - name: default", "      plugins:", "      - pluginRef: mine"]
-    example = [f"    plugins: [{{type: {type_name}, name: mine}}]", *(profile if t.in_profile else [])]
+    beside = t.example.rstrip("\n").split("\n") if t.example else profile if t.in_profile else []
+    example = ["    plugins:", f"    - {{type: {type_name}, name: mine}}", *beside]
     manual = [
         f'"""{module}.py: {t.does[0].lower()}{t.does[1:]}',
         *("", "What it does", f"    {t.does}"),
         *("", "Reads", f"    {t.reads}"),
         *("", "Writes", f"    {t.writes}"),
-        *("", "Parameters", "    None."),
+        *("", "Parameters", f"    {t.parameters}"),
         *("", "Example:", *example, '"""'),
     ]
     head = "\n".join(manual)
@@ -214,22 +360,24 @@ def plugin_text(kind: str, module: str, class_name: str) -> str:
 def test_text(kind: str, module: str, class_name: str) -> str:
     """The file of its test."""
     t = KINDS[kind]
-    wants_context = "context: Context" in t.body
-    lines = ["from pathlib import Path", ""]
-    if "np." in t.test:
-        lines += ["import numpy as np"]
-    lines += ["from epp.contract import check"]
-    if "Outcome(" in t.test:
-        lines += ["from epp.plugin import Outcome"]
+    standard = ["import asyncio"] if "asyncio." in t.test else []
+    others = [line for name, line in _OTHERS.items() if f"{name}." in t.test]
+    sdk = [name for name in ("BadRequest", "Outcome") if name in t.test]
+    lines = [*standard, "from pathlib import Path", "", *others, "from epp.contract import check"]
+    if sdk:
+        lines += [f"from epp.plugin import {', '.join(sdk)}"]
     if t.fakes:
         lines += [f"from epp.testing import {', '.join(t.fakes)}"]
     lines += ["", f"from {module} import {class_name}"]
-    made = f"{class_name}(context=context())" if wants_context else f"{class_name}()"
+    made = f"    plugin = {t.made.format(cls=class_name)}"
     return "\n".join(
         [
-            *(*lines, "", "", f"def test_{module}():", f'    """{t.does}"""', f"    plugin = {made}"),
+            *(*lines, "", "", f"def test_{module}({t.arguments}):", f'    """{t.does}"""', made),
             *(t.test.strip("\n"), "", "", "def test_contract():", '    """What every plugin keeps to."""'),
             f'    check(str(Path(__file__).with_name("{module}.py"))).raise_if_broken()',
             "",
         ]
     )
+
+
+_OTHERS = {"np": "import numpy as np", "pytest": "import pytest"}
