@@ -149,6 +149,8 @@ class Exchange:
         if arrival.body == b"" and not arrival.observed and (page := self._pipeline.page(arrival)) is not None:
             self.record.outcome.status = page.status
             return page
+        if arrival.observed:
+            self.record.observed = arrival.headers.get(DESTINATION_HEADER, "").partition(",")[0].strip()
         answer = await self._pipeline.route(self, arrival)
         self.record.processed_in = self._pipeline.now() - self.record.started
         observe = self._pipeline.observe
@@ -182,23 +184,23 @@ class Exchange:
             self.pending = request
         return decision
 
-    def follow(self, request: Request, arrival: Arrival) -> Answer:
+    def follow(self, request: Request) -> Answer:
         """Another picker has sent the request somewhere: notes that as what was decided, and ours beside it.
 
         Raises:
             ServiceUnavailable: that is none of our endpoints.
         """
         record, pool = self.record, self._pipeline.pool
-        record.observed = arrival.headers.get(DESTINATION_HEADER, "").partition(",")[0].strip()
         record.ours, record.decision = record.decision, None
-        slot = pool.slot_at(record.observed)
+        sent_to = record.observed or ""
+        slot = pool.slot_at(sent_to)
         if slot is None:
-            raise ServiceUnavailable(f"another picker has sent the request to {record.observed!r}, which isn't ours")
+            raise ServiceUnavailable(f"another picker has sent the request to {sent_to!r}, which isn't ours")
         record.decision = taken_elsewhere(record.ours, pool, slot)
         record.against_ours = compared(record.decision.primary, record.ours)
         self.charge(record.decision, request)
         self.tell_picked(request)
-        return Answer(record.observed)
+        return Answer(sent_to)
 
     def tell_picked(self, request: Request) -> None:
         """Tells the observers of the decision, before the next one begins."""

@@ -85,7 +85,7 @@ class Pipeline:
         admit(router, request, candidates, guard)
         decision = exchange.note_decision(request, decide(router, request, candidates, guard), started)
         if arrival.observed:
-            return exchange.follow(request, arrival)
+            return exchange.follow(request)
         pick = self._primary(decision)
         exchange.charge(decision, request)
         insist_on_cache(exchange, request)

@@ -187,6 +187,7 @@ async def test_what_we_could_not_have_routed(start: Start, tmp_path: Path, sent:
     (entry,) = read_log(tmp_path / "log")
     assert entry.error is not None
     assert (entry.outcome.status, entry.against_ours) == (200, None)
+    assert entry.kind == ("refused" if message == "longer than" else "observed"), "of a part nothing is known"
 
 
 async def test_a_fault_of_ours(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
