@@ -1,6 +1,7 @@
 """Fetches a metrics page over HTTP, and says of a failure whether the endpoint could be reached at all."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import ssl
@@ -139,9 +140,19 @@ class MetricsClient:
                 return ScrapeError(f"no page: {error or type(error).__name__}", reachable=True)
 
 
+def _trust_mounted(context: ssl.SSLContext) -> None:
+    """Trusts what lies in the folders of SSL_CERT_DIR, as Go does; OpenSSL takes files named by hashes only."""
+    for folder in filter(None, os.environ.get("SSL_CERT_DIR", "").split(os.pathsep)):
+        for file in sorted(Path(folder).glob("*")):
+            with contextlib.suppress(OSError):  # such as an ssl.SSLError: it is a key, or a folder
+                context.load_verify_locations(file)
+
+
 def _tls(options: ScrapeOptions) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=options.ca)
+        if options.ca is None and not options.insecure:
+            _trust_mounted(context)
         if options.certificate is not None:
             context.load_cert_chain(options.certificate, options.key)
     except (OSError, ssl.SSLError) as error:

@@ -49,11 +49,16 @@ def tls(tmp_path: Any) -> tuple[ssl.SSLContext, Any]:
 
 @pytest.mark.parametrize(
     ("trust", "problem"),
-    [("anybody", None), ("the right one", None), ("the system's", "no TLS connection")],
+    [("anybody", None), ("the right one", None), ("what is mounted", None), ("the system's", "no TLS connection")],
 )
-async def test_https(setup: Setup, engine: StartEngine, tls: Any, trust: str, problem: str | None) -> None:
-    """Any certificate by default, or a checked one."""
+async def test_https(
+    setup: Setup, engine: StartEngine, tls: Any, trust: str, problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any certificate by default, or a checked one; SSL_CERT_DIR names folders of certificates, as for Go."""
     context, file = tls
+    if trust == "what is mounted":
+        (file.parent / "tls.key").write_text("no certificate")
+        monkeypatch.setenv("SSL_CERT_DIR", f"/nowhere:{file.parent}")
     server = await engine(page(), tls=context)
     options = replace(QUICK, scheme="https")
     if trust != "anybody":
