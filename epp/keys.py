@@ -67,6 +67,10 @@ FIRST_TOKENS = pool_key("first_tokens", missing=_NAN, source="metrics", unit="re
 """Requests that have had their first token, since the engine's start."""
 FIRST_TOKEN_SECONDS = pool_key("first_token_seconds", missing=_NAN, source="metrics", unit="s")
 """The seconds that these waited for it, added up."""
+TOKEN_GAPS = pool_key("token_gaps", missing=_NAN, source="metrics", unit="tokens")
+"""Tokens that have followed another one of their answer, since the engine's start."""
+TOKEN_GAP_SECONDS = pool_key("token_gap_seconds", missing=_NAN, source="metrics", unit="s")
+"""The seconds between these and the ones before, added up."""
 ACTIVE_LORAS = pool_key("active_loras", missing=_NAN, source="metrics", unit="adapters")
 WAITING_LORAS = pool_key("waiting_loras", missing=_NAN, source="metrics", unit="adapters")
 MAX_LORAS = pool_key("max_loras", missing=_NAN, source="metrics", unit="adapters")

@@ -20,6 +20,8 @@ from epp.keys import (
     FIRST_TOKENS,
     KV_USAGE,
     RUNNING,
+    TOKEN_GAP_SECONDS,
+    TOKEN_GAPS,
     WAITING,
     Key,
     attribute,
@@ -116,6 +118,8 @@ VLLM = EngineSpec(
         gauge(KV_USAGE, "vllm:gpu_cache_usage_perc", "max"),  # its name before vLLM 0.10
         gauge(FIRST_TOKENS, "vllm:time_to_first_token_seconds_count"),
         gauge(FIRST_TOKEN_SECONDS, "vllm:time_to_first_token_seconds_sum"),
+        gauge(TOKEN_GAPS, "vllm:inter_token_latency_seconds_count"),
+        gauge(TOKEN_GAP_SECONDS, "vllm:inter_token_latency_seconds_sum"),
         info(CACHE_BLOCK_SIZE, "vllm:cache_config_info", "block_size", "max"),
         info(CACHE_BLOCKS, "vllm:cache_config_info", "num_gpu_blocks"),
     ),
@@ -131,6 +135,8 @@ SGLANG = EngineSpec(
         gauge(KV_USAGE, "sglang:token_usage", "max"),
         gauge(FIRST_TOKENS, "sglang:time_to_first_token_seconds_count"),
         gauge(FIRST_TOKEN_SECONDS, "sglang:time_to_first_token_seconds_sum"),
+        gauge(TOKEN_GAPS, "sglang:inter_token_latency_seconds_count"),
+        gauge(TOKEN_GAP_SECONDS, "sglang:inter_token_latency_seconds_sum"),
         info(CACHE_BLOCK_SIZE, "sglang:cache_config_info", "page_size", "max"),
         info(CACHE_BLOCKS, "sglang:cache_config_info", "num_pages"),
         gauge(CACHE_BLOCK_SIZE, "sglang:page_size", "max"),  # instead of the info metric since SGLang 0.5.11

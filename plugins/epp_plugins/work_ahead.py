@@ -1,11 +1,14 @@
-"""work-ahead-scorer: sends a request where the least work is ahead of it, in seconds.
+"""work-ahead-scorer: sends a request where the least work is ahead of it, in seconds, its own cost to others included.
 
 What it does
-    Estimates for each endpoint the seconds until the request's first token, and gives the best one 1, an endpoint that
-    takes twice as long 1/2, and so on: least / own. There are no weights to tune: a cached prefix is worth the seconds
-    that it saves there, a queue costs the seconds that it lasts.
+    Estimates for each endpoint the seconds that pass until the request has its first tokens, adds those that it costs
+    the requests after it, and gives the best endpoint 1, one that takes twice as long 1/2, and so on: least / own.
+    There are no weights to tune: a cached prefix is worth the seconds that it saves, a queue costs those that it lasts.
 
-        seconds = speed * ((pending + other + own) * token + batch * member + step) + room
+        seconds = wait + delay + answer
+        wait    = speed * ((pending + other + own) * token + start)
+        delay   = work * arrivals * (mean backlog + work) / (1 - busy),    work = speed * own * token
+        answer  = speed * answerTokens * (batch * member + held * read + step)
 
     - `pending`: uncached tokens of the prompts that we have sent there and that aren't computed yet. A pick adds its
       own at once, so that a burst spreads. They are worked off at the rate that is believed in, and are corrected by
@@ -14,13 +17,17 @@ What it does
     - `other`: what waits there that isn't ours, such as another replica's: the engine's queue at the last scrape beyond
       what we had there, at our mean size, worked off since: the older the scrape, the less is left of it.
     - `own`: the request's uncached tokens.
-    - `batch`: requests in flight there, ours by our own count.
-    - `room`: if prompts don't fit into the free KV blocks, the seconds until enough of them have come free: by Little's
-      law an engine frees used / (mean duration of a request) tokens a second.
-    - `token`, `member`, `step`: seconds a token to compute, a request in the batch, and a request at all. Learnt for
-      all endpoints together by least squares of the times to the first token, observed in responses that pass or in
-      the engines' histograms between two scrapes, old ones forgotten.
-    - `speed`: how much longer than that an endpoint takes; learnt for each, 1 at first.
+    - `delay`: work that is done here and would be spared elsewhere is waited for by all who come before the engines are
+      idle again. `arrivals` a second an endpoint, the mean backlog in seconds and the share of time that engines are
+      `busy` with prompts are those of the pool, over the last half minute. So the fuller the pool, the more a cached
+      prefix is worth; idle engines make no difference.
+    - `answer`: `batch` are the requests in flight there, `held` the tokens of their prompts, which decoding reads: both
+      ours by our own count, and what the engine's page has beyond that (`running`, and the KV cache in use).
+    - `token`, `start`, `member`, `read`, `step`: seconds a token to compute, a request at all, and of a step of
+      decoding a member of the batch, a token read, and a step at all. Learnt for all endpoints together by least
+      squares: the first two from the times to first tokens, in responses that pass or in the engines' histograms
+      between two scrapes; the others from the engines' times between tokens while no prompt was being computed.
+    - `speed`: how much longer than that an endpoint takes, as far as the differences between endpoints exceed chance.
 
     Without any scrape it works from its own counts. An endpoint whose scrape is overdue, or lacks the KV cache's usage
     while others tell theirs, is never better than the best of those others. Equal seconds are equal points: the picker
@@ -29,14 +36,17 @@ What it does
 Reads
     - `matched_tokens` of the producer that `prefixMatchInfoProducerName` names.
     - `inflight_requests`: our own count.
-    - `waiting`, `running`, `kv_usage`, `cache_blocks`, `cache_block_size`, `first_tokens`, `first_token_seconds`.
+    - `waiting`, `running`, `kv_usage`, `cache_blocks`, `cache_block_size`, `first_tokens`, `first_token_seconds`,
+      `token_gaps`, `token_gap_seconds`.
 
 Writes
     Nothing.
 
 Parameters
-    - `prefillTokensPerSecond` (20000): what is believed of the engines before anything is observed. Engines of one kind
-      are told apart by experience within some requests, so that a wrong value matters only at the start.
+    - `prefillTokensPerSecond` (20000): what is believed of the engines before anything is observed. A wrong value
+      matters for the first dozens of requests only.
+    - `answerTokens` (50): how much of the answer counts as waiting. 0 looks at the first token alone; more keeps
+      batches more equal, at the cost of prefix hits.
     - `prefixMatchInfoProducerName` (approx-prefix-cache-producer): whose figures to use.
 
 Example:
@@ -54,15 +64,16 @@ Where it departs from llm-d, and why
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
+from math import exp, log
 from typing import Any, Final
 
 import numpy as np
 from pydantic import Field
 
 import epp.plugin
-from epp.keys import FIRST_TOKEN_SECONDS, FIRST_TOKENS
+from epp.keys import FIRST_TOKEN_SECONDS, FIRST_TOKENS, TOKEN_GAP_SECONDS, TOKEN_GAPS
 from epp.plugin import (
     APPROX_PREFIX_PRODUCER,
     CACHE_BLOCK_SIZE,
@@ -76,15 +87,16 @@ from epp.plugin import (
     Decision,
     Floats,
     Ints,
+    Mask,
     Outcome,
     Request,
     matched_tokens,
 )
 
-PRIOR: Final = np.array([0.02, 0.0005])
-"""Seconds a request, and for each request in the batch, before anything is observed."""
-TYPICAL: Final = np.array([1.0, 8.0, 4000.0])
-"""A request's features where the prior is meant to hold: itself, its batch, the tokens ahead."""
+START: Final = 0.02
+"""Seconds a request takes at all, before anything is observed."""
+GAP: Final = (0.01, 2e-5, 5e-8)
+"""Seconds a step of decoding takes at all, for each member of the batch, and for each token read, likewise."""
 PRIOR_SAMPLES: Final = 4.0
 """How many observations the prior is worth."""
 MEMORY: Final = 500.0
@@ -93,6 +105,10 @@ OWN_MEMORY: Final = 50.0
 """The same, of one endpoint."""
 OUTLIER: Final = 8.0
 """An observation counts as at most so many times what was expected, and at least as that part of it."""
+WINDOW: Final = 30.0
+"""Seconds over which arrivals and work are averaged."""
+BUSIEST: Final = 0.9
+"""The share of time above which engines don't count as busier: beyond it the estimate says nothing any more."""
 _EVERY: Final = 8  # observations between two fits
 _SAME: Final = 1e-6  # seconds by which the time of one scrape may seem to differ
 
@@ -103,17 +119,23 @@ _SAME: Final = 1e-6  # seconds by which the time of one scrape may seem to diffe
     _LOW,  # bounds of what is pending, by what is known to be done
     _HIGH,
     _SPEED,
+    _HELD,  # tokens of our prompts in flight
     _QUEUED,  # our prompts that aren't known to be done
-    _MOST_QUEUED,  # the highest number of them, and of our requests in flight, since the last scrape
+    _MOST_QUEUED,  # the highest number of them, of our requests and of their tokens since the last scrape
     _MOST_INFLIGHT,
-    _OTHER,  # tokens of others at _SEEN
+    _MOST_HELD,
+    _OTHER,  # what isn't ours, at _SEEN: tokens that wait, requests, tokens held
     _OTHER_REQUESTS,
+    _OTHER_HELD,
     _SEEN,  # the time of the last scrape that has been taken into account
-    _COUNT,  # first tokens, and their seconds, at _SEEN
+    _COUNT,  # what it said: first tokens, their seconds, gaps between tokens, their seconds
     _SECONDS,
-    _EXPECTED,  # sums over observed requests: seconds expected at speed 1, and seconds observed
-    _OBSERVED,
-) = range(15)
+    _GAPS,
+    _GAP_SECONDS,
+    _NUMBER,  # observed requests, as far as they are remembered, and the mean of log(observed / expected)
+    _LOG,
+    _ROWS,
+) = range(21)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,67 +147,82 @@ class _Sent:
     tokens: float
     ahead: float
     batch: float
+    prompt: float
     streamed: bool
     queued: bool = True
 
 
-@dataclass(eq=False)
-class _Rates:
-    """Least squares of times to first tokens: seconds = rates @ (1, batch, tokens), with weights 1 / expected."""
+class _Fit:
+    """Least squares, older observations fading: seconds = rates @ features, with weights 1 / expected.
 
-    prior: Floats
-    rates: Floats = field(init=False)
-    expected: float = field(init=False)
-    _squares: Floats = field(init=False)
-    _products: Floats = field(init=False)
-    _new: int = 0
+    Args:
+        prior: the rates before anything is observed.
+        typical: features where the prior is meant to hold.
+    """
 
-    @property
-    def token(self) -> float:
-        """Seconds a token at speed 1."""
-        return float(self.rates[2])
+    def __init__(self, prior: tuple[float, ...], typical: tuple[float, ...]) -> None:
+        self._prior = np.array(prior)
+        self.rates: list[float] = list(prior)
+        self._ridge = np.diag(np.array(typical) ** 2) * (PRIOR_SAMPLES / float(self._prior @ typical))
+        self._squares, self._products = np.zeros_like(self._ridge), np.zeros_like(self._prior)
+        self._new = 0
 
-    def __post_init__(self) -> None:
-        self.rates = self.prior.copy()
-        self.expected = float(self.prior @ TYPICAL)  # the mean of what observed requests were expected to take
-        self._ridge = np.diag(PRIOR_SAMPLES / self.expected * TYPICAL**2)
-        self._squares, self._products = np.zeros((3, 3)), np.zeros(3)
+    def expected(self, features: tuple[float, ...]) -> float:
+        """Seconds."""
+        return sum(rate * feature for rate, feature in zip(self.rates, features, strict=True))
 
-    def observe(self, batch: float, ahead: float, seconds: float) -> None:
-        """A request has had its first token after so many seconds, at speed 1."""
-        features = np.array([1.0, batch, ahead])
-        expected = float(self.rates @ features)
-        fading = 1.0 - 1.0 / MEMORY
-        self.expected += (expected - self.expected) / MEMORY
-        self._squares = self._squares * fading + np.outer(features, features / expected)
-        self._products = self._products * fading + features * (seconds / expected)
+    def observe(self, features: tuple[float, ...], seconds: float) -> None:
+        """So many seconds have been seen."""
+        row, expected, fading = np.array(features), self.expected(features), 1.0 - 1.0 / MEMORY
+        self._squares = self._squares * fading + np.outer(row, row / expected)
+        self._products = self._products * fading + row * (seconds / expected)
         self._new += 1
         if self._new % _EVERY == 0:
-            fit = np.linalg.solve(self._squares + self._ridge, self._products + self._ridge @ self.prior)
-            self.rates = np.maximum(fit, self.prior * (0.02, 0.0, 0.01))
+            fit = np.linalg.solve(self._squares + self._ridge, self._products + self._ridge @ self._prior)
+            self.rates = np.maximum(fit, self._prior / 20.0).tolist()
+
+
+class _Traffic:
+    """What comes to the pool: requests a second, and the seconds of work in them, over the last `WINDOW`."""
+
+    def __init__(self) -> None:
+        self._requests = self._work = self._mass = self._at = 0.0
+
+    def add(self, work: float, now: float) -> None:
+        """A request has come."""
+        kept = exp(min(self._at - now, 0.0) / WINDOW) if self._mass else 0.0
+        # The mass is what the sums would be had one come each second; a second at least, for rates of the first ones.
+        self._mass = WINDOW - (WINDOW - self._mass) * kept if self._mass else 1.0
+        self._requests, self._work, self._at = self._requests * kept + 1.0, self._work * kept + work, now
+
+    def rates(self) -> tuple[float, float]:
+        """Requests a second, seconds of work a second; as of the last request."""
+        return (self._requests / self._mass, self._work / self._mass) if self._mass else (0.0, 0.0)
 
 
 class _Work:
     """What is known of each endpoint's work, by slot (see the rows above), and the rates."""
 
-    def __init__(self, prior: Floats, capacity: int) -> None:
-        self.rates = _Rates(prior)
-        self.rows = np.zeros((15, 0))
+    def __init__(self, rate: float, capacity: int) -> None:
+        self.first = _Fit((START, 1.0 / rate), (1.0, 4000.0))
+        self.gap = _Fit(GAP, (1.0, 16.0, 50_000.0))
+        self.traffic = _Traffic()
+        self.rows = np.zeros((_ROWS, 0))
         self.queues: list[deque[_Sent]] = []
         self.sent: dict[int, list[_Sent]] = {}  # by the decision's id, until its request has ended
         self.hears = False  # first bytes pass
         self.mean_tokens = 0.0
-        self.mean_duration = 0.0
+        self._noise, self._observed = 0.1, 0  # the variance of log(observed / expected) within one endpoint
         self.hold(capacity - 1)
 
     def __repr__(self) -> str:
-        return f"<{len(self.sent)} requests, {1.0 / self.rates.rates[2]:.0f} tokens/s>"
+        return f"<{len(self.sent)} requests, {1.0 / self.first.rates[1]:.0f} tokens/s>"
 
     def hold(self, slot: int) -> None:
         """Makes room for a slot."""
         missing = slot + 1 - self.rows.shape[1]
         if missing > 0:
-            more = np.zeros((15, missing))
+            more = np.zeros((_ROWS, missing))
             more[_SPEED], more[_SEEN] = 1.0, -np.inf
             self.rows = np.concatenate([self.rows, more], axis=1)
             self.queues += [deque() for _ in range(missing)]
@@ -193,15 +230,17 @@ class _Work:
     def forget(self, slot: int) -> None:
         """Another endpoint, or the same without its past."""
         if slot < self.rows.shape[1]:
-            for sent in self.queues[slot]:
-                sent.queued = False
+            for sent in (each for several in self.sent.values() for each in several if each.slot == slot):
+                sent.queued, sent.slot = False, -1
             self.queues[slot] = deque()
             self.rows[:, slot] = 0.0
             self.rows[_SPEED, slot], self.rows[_SEEN, slot] = 1.0, -np.inf
 
+    # --- what is pending
+
     def pending(self, rows: Floats, now: float) -> Floats:
         """Our tokens that are still to be computed, for endpoints' rows; shape (n,)."""
-        left: Floats = rows[_TOKENS] - (now - rows[_AT]) / (rows[_SPEED] * self.rates.token)
+        left: Floats = rows[_TOKENS] - (now - rows[_AT]) / (rows[_SPEED] * self.first.rates[1])
         np.maximum(left, rows[_LOW], out=left)
         np.minimum(left, rows[_HIGH], out=left)
         return left
@@ -209,29 +248,29 @@ class _Work:
     def pending_at(self, slot: int, now: float) -> float:
         """The same for one slot."""
         tokens, at, low, high, speed = map(float, self.rows[:5, slot])
-        return min(max(tokens - (now - at) / (speed * self.rates.token), low), high)
+        return min(max(tokens - (now - at) / (speed * self.first.rates[1]), low), high)
 
     def charge(self, sent: _Sent) -> None:
         """A request is on its way."""
         rows, slot = self.rows, sent.slot
         self.mean_tokens += (sent.tokens - self.mean_tokens) / OWN_MEMORY
-        rows[_TOKENS, slot] = sent.ahead
-        rows[_AT, slot] = sent.at
+        self.traffic.add(sent.tokens * self.first.rates[1] * float(rows[_SPEED, slot]), sent.at)
+        rows[_TOKENS, slot], rows[_AT, slot] = sent.ahead, sent.at
         self.queues[slot].append(sent)
         rows[_HIGH, slot] += sent.tokens
+        rows[_HELD, slot] += sent.prompt
         rows[_QUEUED, slot] += 1.0
-        rows[_MOST_QUEUED, slot] = max(rows[_MOST_QUEUED, slot], rows[_QUEUED, slot])
-        rows[_MOST_INFLIGHT, slot] = max(rows[_MOST_INFLIGHT, slot], sent.batch + 1.0)
+        most = rows[_MOST_QUEUED : _MOST_HELD + 1, slot]
+        np.maximum(most, (rows[_QUEUED, slot], sent.batch + 1.0, rows[_HELD, slot]), out=most)
         self._bound(slot)
 
     def computed(self, sent: _Sent, now: float) -> None:
         """Its prompt is done, and so are those before it: engines take them first come, first served."""
-        queue = self.queues[sent.slot]
-        self.rows[_TOKENS, sent.slot] = self.pending_at(sent.slot, now)
-        self.rows[_AT, sent.slot] = now
+        queue, slot = self.queues[sent.slot], sent.slot
+        self.rows[_TOKENS, slot], self.rows[_AT, slot] = self.pending_at(slot, now), now
         while sent.queued:
             self._drop(queue.popleft())
-        self._bound(sent.slot)
+        self._bound(slot)
 
     def ended(self, sent: _Sent) -> None:
         """Its request has ended; others may not be done."""
@@ -239,14 +278,15 @@ class _Work:
             self.queues[sent.slot].remove(sent)
             self._drop(sent)
             self._bound(sent.slot)
+        if sent.slot >= 0:
+            self.rows[_HELD, sent.slot] -= sent.prompt
 
     def first_tokens(self, slot: int, count: int, mean_seconds: float, now: float) -> None:
         """So many requests have had their first token there, after so many seconds on the average: our oldest ones."""
         done = [sent for sent in islice(self.queues[slot], count) if sent.at <= now]
         if done:
             self.computed(done[-1], now)
-            batch, ahead = (sum(values) / len(done) for values in zip(*((s.batch, s.ahead) for s in done), strict=True))
-            self.observe(slot, batch, ahead, mean_seconds)
+            self.observe(slot, sum(sent.ahead for sent in done) / len(done), mean_seconds)
 
     def _drop(self, sent: _Sent) -> None:
         sent.queued = False
@@ -259,18 +299,29 @@ class _Work:
         heard = self.hears and bool(queue) and all(each.streamed for each in queue)
         self.rows[_LOW, slot] = self.rows[_HIGH, slot] - queue[0].tokens if heard else 0.0
 
-    def observe(self, slot: int, batch: float, ahead: float, seconds: float) -> None:
-        """A request that had this before it has had its first token."""
-        rows, rates = self.rows, self.rates
-        expected = float(rates.rates @ (1.0, batch, ahead))
-        speed = rows[_SPEED, slot]
-        seconds = min(max(seconds, speed * expected / OUTLIER), speed * expected * OUTLIER)
-        rates.observe(batch, ahead, seconds / speed)
-        fading = 1.0 - 1.0 / OWN_MEMORY
-        rows[_EXPECTED, slot] = rows[_EXPECTED, slot] * fading + expected
-        rows[_OBSERVED, slot] = rows[_OBSERVED, slot] * fading + seconds
-        prior = PRIOR_SAMPLES * rates.expected
-        rows[_SPEED, slot] = (rows[_OBSERVED, slot] + prior) / (rows[_EXPECTED, slot] + prior)
+    # --- what is learnt
+
+    def observe(self, slot: int, ahead: float, seconds: float) -> None:
+        """A request that had so many tokens to be computed until its first token has had it."""
+        rows, features = self.rows, (1.0, ahead)
+        expected, speed = self.first.expected(features), float(rows[_SPEED, slot])
+        ratio = log(min(max(seconds / (speed * expected), 1.0 / OUTLIER), OUTLIER)) + log(speed)
+        self.first.observe(features, exp(ratio) * expected / speed)
+        number = min(rows[_NUMBER, slot] + 1.0, OWN_MEMORY)
+        off = ratio - rows[_LOG, slot]
+        rows[_NUMBER, slot] = number
+        rows[_LOG, slot] += off / number
+        self._noise += (off * off - self._noise) / MEMORY
+        self._observed += 1
+        if self._observed % _EVERY == 0:
+            self._tell_apart()
+
+    def _tell_apart(self) -> None:
+        """Empirical Bayes: the differences of endpoints' means count by the share of them that isn't chance."""
+        known = np.flatnonzero(self.rows[_NUMBER])
+        means, chance = self.rows[_LOG, known], self._noise / self.rows[_NUMBER, known]
+        real = max(float(means.var()) - float(chance.mean()), 0.0)
+        self.rows[_SPEED, known] = np.exp((means - means.mean()) * (real / (real + chance)))
 
 
 class WorkAheadScorer:
@@ -280,14 +331,15 @@ class WorkAheadScorer:
         """See the module's manual."""
 
         prefill_tokens_per_second: float = Field(default=20_000.0, gt=0.0)
+        answer_tokens: float = Field(default=50.0, ge=0.0)
         prefix_match_info_producer_name: str = APPROX_PREFIX_PRODUCER
 
     def __init__(self, parameters: Parameters, context: Context) -> None:
         self._matched = matched_tokens(parameters.prefix_match_info_producer_name or APPROX_PREFIX_PRODUCER)
         self.reads = (self._matched,)
+        self._answer = parameters.answer_tokens
         rate = parameters.prefill_tokens_per_second
-        prior = np.array([*PRIOR, 1.0 / rate])
-        self._work = context.state(rate, lambda: _Work(prior, len(context.pool.endpoints)))
+        self._work = context.state(rate, lambda: _Work(rate, len(context.pool.endpoints)))
         self._scored: tuple[Request, Ints, Floats] | None = None  # the last one, with its own tokens by slot
         context.pool.watch(self._work)
 
@@ -301,25 +353,39 @@ class WorkAheadScorer:
 
     def state(self) -> dict[str, Any]:
         """What has been learnt, for `/debug/plugins/state`."""
-        step, member, token = self._work.rates.rates.tolist()
-        rates = {"seconds_a_request": step, "seconds_a_batch_member": member, "tokens_a_second": 1.0 / token}
-        return rates | {"speed_by_slot": self._work.rows[_SPEED].tolist()}
+        work = self._work
+        start, token = work.first.rates
+        step, member, read = work.gap.rates
+        arrivals, busy = work.traffic.rates()
+        return {
+            "seconds_a_request": start,
+            "tokens_a_second": 1.0 / token,
+            "seconds_a_step": step,
+            "seconds_a_member": member,
+            "seconds_a_token_read": read,
+            "requests_a_second": arrivals,
+            "engines_busy": busy,
+            "speed_by_slot": work.rows[_SPEED].tolist(),
+        }
 
     def _seconds(self, request: Request, c: Candidates) -> Floats:
         """The manual's formula, shape (n,)."""
         work, rows = self._work, self._work.rows[:, c.slots]
-        step, member, token = work.rates.rates.tolist()
-        pending, own = work.pending(rows, c.now), self._own(request, c)
+        start, token = work.first.rates
+        step, member, read = work.gap.rates
+        own, speed = self._own(request, c), rows[_SPEED]
         self._scored = (request, c.slots, own)
-        speed = rows[_SPEED]
-        tokens = pending + own
+        tokens = work.pending(rows, c.now)
         if np.count_nonzero(rows[_OTHER]):
             tokens += np.maximum(rows[_OTHER] - (c.now - rows[_SEEN]) / (speed * token), 0.0)
-        batch = c[INFLIGHT_REQUESTS] + rows[_OTHER_REQUESTS]
-        seconds: Floats = speed * (tokens * token + batch * member + step)
-        used = c[KV_USAGE]
-        self._add_room(seconds, tokens, used, c)
-        unknown = np.isnan(used)
+        backlog, work_of_own = float(tokens.mean()) * token, speed * own * token
+        batch, held = c[INFLIGHT_REQUESTS] + rows[_OTHER_REQUESTS], rows[_HELD] + rows[_OTHER_HELD]
+        seconds: Floats = speed * (
+            (tokens + own) * token + start + self._answer * (batch * member + held * read + step)
+        )
+        arrivals, busy = (rate / len(c) for rate in work.traffic.rates())
+        seconds += work_of_own * (work_of_own + backlog) * (arrivals / (1.0 - min(busy, BUSIEST)))
+        unknown = np.isnan(c[KV_USAGE])
         if np.count_nonzero(unknown) not in {0, len(c)}:
             seconds[unknown] = np.maximum(seconds[unknown], seconds[~unknown].min())
         return seconds
@@ -328,27 +394,18 @@ class WorkAheadScorer:
         own: Floats = request.prompt_tokens - np.fmax(c[self._matched], 0.0)
         return np.maximum(own, 0.0, out=own)
 
-    def _add_room(self, seconds: Floats, tokens: Floats, used: Floats, c: Candidates) -> None:
-        """Adds the time until enough KV blocks have come free, where they are short."""
-        capacity = c[CACHE_BLOCKS] * c[CACHE_BLOCK_SIZE]
-        held = used * capacity
-        lacking = tokens + held - capacity
-        short = lacking > 0  # nobody whose usage or cache is unknown
-        if np.count_nonzero(short):
-            short &= held > 0
-            seconds[short] += lacking[short] / held[short] * self._work.mean_duration
-
     def picked(self, request: Request, decision: Decision, c: Candidates) -> None:
         """Charges the targets of all profiles."""
         work, scored = self._work, self._scored
         own = scored[2] if scored and scored[0] is request and scored[1] is c.slots else self._own(request, c)
+        self._scored = None
         sent = work.sent[id(decision)] = []
         for slot in {pick.slots[0] for pick in decision.picks.values()}:
             work.hold(slot)
             index = int((c.slots == slot).argmax())
-            tokens, batch = float(own[index]), float(c[INFLIGHT_REQUESTS][index])
+            tokens, batch, prompt = float(own[index]), float(c[INFLIGHT_REQUESTS][index]), request.prompt_tokens
             ahead = tokens + work.pending_at(slot, c.now)
-            sent.append(_Sent(slot, c.now, tokens, ahead, batch, request.body.stream))
+            sent.append(_Sent(slot, c.now, tokens, ahead, batch, prompt, request.body.stream))
             work.charge(sent[-1])
 
     def first_byte(self, request: Request, decision: Decision, now: float) -> None:
@@ -359,15 +416,13 @@ class WorkAheadScorer:
         for sent in self._work.sent.get(id(decision), ()):
             if sent.queued:
                 self._work.computed(sent, now)
-            self._work.observe(sent.slot, sent.batch, sent.ahead, now - sent.at)
+            if sent.slot >= 0:
+                self._work.observe(sent.slot, sent.ahead, now - sent.at)
 
     def done(self, request: Request, decision: Decision, outcome: Outcome, now: float) -> None:
         """Nothing of it is left."""
-        work = self._work
-        for sent in work.sent.pop(id(decision), ()):
-            work.ended(sent)
-        if outcome.duration is not None:
-            work.mean_duration += (outcome.duration - work.mean_duration) / OWN_MEMORY
+        for sent in self._work.sent.pop(id(decision), ()):
+            self._work.ended(sent)
 
     def _take_scrapes(self, c: Candidates) -> None:
         """Takes into account what the engines have said since."""
@@ -378,20 +433,38 @@ class WorkAheadScorer:
         if not len(new):
             return
         slots, rows = c.slots[new], work.rows
-        if not work.hears:
-            self._take_counts(slots, c[FIRST_TOKENS][new], c[FIRST_TOKEN_SECONDS][new], scraped[new])
-        waiting, inflight = np.fmax(c[WAITING][new], 0.0), c[INFLIGHT_REQUESTS][new]
-        rows[_OTHER, slots] = np.maximum(waiting - rows[_MOST_QUEUED, slots], 0.0) * work.mean_tokens
+        counts, waiting = c[FIRST_TOKENS][new], np.fmax(c[WAITING][new], 0.0)
+        decoding = (waiting == 0) & (rows[_MOST_QUEUED, slots] == 0) & (counts == rows[_COUNT, slots])
+        self._take_gaps(slots, c[TOKEN_GAPS][new], c[TOKEN_GAP_SECONDS][new], c[RUNNING][new], decoding)
+        self._take_counts(slots, counts, c[FIRST_TOKEN_SECONDS][new], scraped[new])
+        inflight = c[INFLIGHT_REQUESTS][new]
+        used = np.fmax((c[KV_USAGE] * c[CACHE_BLOCKS] * c[CACHE_BLOCK_SIZE])[new], 0.0)
         others = waiting + np.fmax(c[RUNNING][new], 0.0) - np.maximum(rows[_MOST_INFLIGHT, slots], inflight)
+        rows[_OTHER, slots] = np.maximum(waiting - rows[_MOST_QUEUED, slots], 0.0) * work.mean_tokens
         rows[_OTHER_REQUESTS, slots] = np.maximum(others, 0.0)
+        # Our answers are in the cache, too: what is there beyond our prompts is others' only where others are.
+        rows[_OTHER_HELD, slots] = np.where(others > 0, np.maximum(used - rows[_MOST_HELD, slots], 0.0), 0.0)
         rows[_MOST_QUEUED, slots], rows[_MOST_INFLIGHT, slots] = rows[_QUEUED, slots], inflight
-        rows[_SEEN, slots] = scraped[new]
+        rows[_MOST_HELD, slots], rows[_SEEN, slots] = rows[_HELD, slots], scraped[new]
 
     def _take_counts(self, slots: Ints, counts: Floats, seconds: Floats, scraped: Floats) -> None:
         """Where responses don't pass, the engines' counts of first tokens say which prompts are done."""
-        rows = self._work.rows
-        for index in np.flatnonzero((rows[_SEEN, slots] > -np.inf) & (counts > rows[_COUNT, slots])):
-            slot, at = int(slots[index]), float(scraped[index])
-            count = int(counts[index] - rows[_COUNT, slot])
-            self._work.first_tokens(slot, count, float(seconds[index] - rows[_SECONDS, slot]) / count, at)
+        work, rows = self._work, self._work.rows
+        if not work.hears:
+            for index in np.flatnonzero((rows[_SEEN, slots] > -np.inf) & (counts > rows[_COUNT, slots])):
+                slot, at = int(slots[index]), float(scraped[index])
+                count = int(counts[index] - rows[_COUNT, slot])
+                work.first_tokens(slot, count, float(seconds[index] - rows[_SECONDS, slot]) / count, at)
         rows[_COUNT, slots], rows[_SECONDS, slots] = counts, seconds
+
+    def _take_gaps(self, slots: Ints, gaps: Floats, seconds: Floats, running: Floats, decoding: Mask) -> None:
+        """What steps have taken since the last scrapes where nothing but decoding went on: one observation of all."""
+        work, rows = self._work, self._work.rows
+        grown = gaps - rows[_GAPS, slots]
+        use = decoding & (rows[_SEEN, slots] > -np.inf) & (grown > 0) & (running > 0)
+        if np.count_nonzero(use):
+            share = grown[use] / grown[use].sum()
+            each = (seconds - rows[_GAP_SECONDS, slots])[use] / grown[use] / rows[_SPEED, slots[use]]
+            features = (1.0, float(share @ running[use]), float(share @ rows[_HELD, slots[use]]))
+            work.gap.observe(features, float(share @ each))
+        rows[_GAPS, slots], rows[_GAP_SECONDS, slots] = gaps, seconds

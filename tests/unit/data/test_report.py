@@ -16,6 +16,8 @@ from epp.keys import (
     KV_USAGE,
     MAX_LORAS,
     RUNNING,
+    TOKEN_GAP_SECONDS,
+    TOKEN_GAPS,
     WAITING,
     WAITING_LORAS,
     Key,
@@ -254,7 +256,12 @@ def test_capture_of_an_idle_vllm(capture: Callable[[str], bytes]) -> None:
     """A real page just after the start."""
     report = Reader().read(capture("vllm-0.32-metrics-idle.txt"), {})
     expected = {WAITING: 0, RUNNING: 0, KV_USAGE: 0, CACHE_BLOCK_SIZE: 32, CACHE_BLOCKS: 16384}
-    expected |= {FIRST_TOKENS: 3, FIRST_TOKEN_SECONDS: 0.0451359748840332}
+    expected |= {
+        FIRST_TOKENS: 3,
+        FIRST_TOKEN_SECONDS: 0.0451359748840332,
+        TOKEN_GAPS: 21,
+        TOKEN_GAP_SECONDS: 0.0560903519999556,
+    }
     assert (report.engine, report.values, report.active) == ("vllm", expected, frozenset())
 
 
