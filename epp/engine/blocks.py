@@ -8,6 +8,7 @@ is left of it can still be matched. Blocks without content, which nobody can mat
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,8 +49,9 @@ class BlockPool:
     """The blocks of one engine, by number from 0.
 
     State: ``_references`` (users a block), ``_hashes`` (content a block, once computed), ``_cached`` (content to a
-    block that has it), ``_twins`` (further blocks with the same content), ``_idle`` (blocks without a user, next
-    victim first) and ``_events``.
+    block that has it), ``_twins`` (further blocks with the same content), ``_events``; and the blocks without a user,
+    in the order in which they are taken: ``_empty`` (without content, from its end), those from ``_fresh`` on (never
+    used), ``_idle`` (with content, next victim first).
     """
 
     def __init__(self, size: int, *, record: bool = False) -> None:
@@ -60,7 +62,9 @@ class BlockPool:
         self._hashes: list[int | None] = [None] * size
         self._cached: dict[int, int] = {}
         self._twins: dict[int, list[int]] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict.fromkeys(range(size))
+        self._empty: list[int] = []
+        self._fresh = 0
+        self._idle: OrderedDict[int, None] = OrderedDict()
         self._events: list[KvEvent] = []
 
     def __repr__(self) -> str:
@@ -69,12 +73,12 @@ class BlockPool:
     @property
     def free(self) -> int:
         """The number of blocks without a user, cached or not."""
-        return len(self._idle)
+        return len(self._empty) + self.size - self._fresh + len(self._idle)
 
     @property
     def used(self) -> int:
         """The number of blocks that a request holds."""
-        return self.size - len(self._idle)
+        return self.size - self.free
 
     @property
     def usage(self) -> float:
@@ -84,9 +88,7 @@ class BlockPool:
     def match(self, contents: Sequence[int], limit: int) -> list[int]:
         """The cached blocks of the longest prefix of ``contents``, at most ``limit``; they are not yet held."""
         blocks: list[int] = []
-        cached = self._cached
-        for index in range(min(limit, len(contents))):
-            block = cached.get(contents[index])
+        for block in map(self._cached.get, islice(contents, limit)):
             if block is None:
                 break
             blocks.append(block)
@@ -94,7 +96,7 @@ class BlockPool:
 
     def can_allocate(self, count: int, hits: Iterable[int] = ()) -> bool:
         """Whether ``count`` blocks can be had besides the matched ones, which may themselves be idle."""
-        return count <= len(self._idle) - sum(not self._references[block] for block in hits)
+        return count <= self.free - [self._references[block] for block in hits].count(0)
 
     def allocate(self, count: int, hits: Iterable[int] = ()) -> list[int]:
         """Takes hold of the matched blocks and of ``count`` more, evicting what was used longest ago.
@@ -102,27 +104,33 @@ class BlockPool:
         Returns:
             The new blocks; ``can_allocate`` must have said yes.
         """
+        references, idle = self._references, self._idle
         for block in hits:
-            if not self._references[block]:
-                del self._idle[block]
-            self._references[block] += 1
-        return [self._take() for _ in range(count)]
-
-    def _take(self) -> int:
-        block, _ = self._idle.popitem(last=False)
-        self._forget(block)
-        self._references[block] = 1
-        return block
+            if not references[block]:
+                del idle[block]
+            references[block] += 1
+        taken = [self._empty.pop() for _ in range(min(count, len(self._empty)))]
+        fresh = min(count - len(taken), self.size - self._fresh)
+        taken += range(self._fresh, self._fresh + fresh)
+        self._fresh += fresh
+        for _ in range(count - len(taken)):
+            block, _ = idle.popitem(last=False)
+            self._forget(block)
+            taken.append(block)
+        for block in taken:
+            references[block] = 1
+        return taken
 
     def commit(self, blocks: Sequence[int], contents: Sequence[int], start: int, stop: int) -> None:
         """Offers held blocks to later requests: those at ``start`` to ``stop`` of a request's blocks and contents.
 
         Two blocks may have the same content.
         """
+        hashes, enter = self._hashes, self._cached.setdefault
         for index in range(start, stop):
             block, content = blocks[index], contents[index]
-            self._hashes[block] = content
-            if self._cached.setdefault(content, block) != block:
+            hashes[block] = content
+            if enter(content, block) != block:
                 self._twins.setdefault(content, []).append(block)
         if self._record:
             self._events.append(BlockStored(contents, start, stop))
@@ -147,12 +155,15 @@ class BlockPool:
 
     def release(self, blocks: Sequence[int]) -> None:
         """Lets go of a request's blocks, given in the order of its tokens."""
+        references, hashes, idle = self._references, self._hashes, self._idle
         for block in reversed(blocks):
-            self._references[block] -= 1
-            if not self._references[block]:
-                self._idle[block] = None
-                if self._hashes[block] is None:
-                    self._idle.move_to_end(block, last=False)
+            users = references[block] = references[block] - 1
+            if users:
+                continue
+            if hashes[block] is None:
+                self._empty.append(block)
+            else:
+                idle[block] = None
 
     def clear(self) -> bool:
         """Forgets all content, as after a change of weights; False, and nothing done, while a request holds a block."""
@@ -161,6 +172,9 @@ class BlockPool:
         self._hashes = [None] * self.size
         self._cached.clear()
         self._twins.clear()
+        self._empty.clear()
+        self._idle.clear()
+        self._fresh = 0
         if self._record:
             self._events.append(AllBlocksCleared())
         return True

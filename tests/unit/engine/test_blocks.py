@@ -193,10 +193,11 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_block_is_lost_or_both_idle_and_held(self) -> None:
-        held = set(self.users)
-        assert held.isdisjoint(self.pool._idle)
-        assert held | set(self.pool._idle) == set(range(self.pool.size))
-        assert self.pool.used == len(held)
+        held, pool = set(self.users), self.pool
+        free = [*pool._empty, *range(pool._fresh, pool.size), *pool._idle]
+        assert held.isdisjoint(free)
+        assert sorted([*held, *free]) == list(range(pool.size))
+        assert (pool.used, pool.free) == (len(held), len(free))
 
     @invariant()
     def the_cache_has_what_was_committed(self) -> None:
