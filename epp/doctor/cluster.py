@@ -63,6 +63,10 @@ class Cluster:
                 self._listed[key] = None
         return self._listed[key]
 
+    def refused(self, resource: Resource) -> bool:
+        """Whether reading this kind has been refused: then nothing is known of what is there."""
+        return str(resource) in self._refused
+
     async def text(self, path: str, **params: str) -> bytes | None:
         """A page of the API server's, such as a pod's log; None if it can't be had."""
         try:

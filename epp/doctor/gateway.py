@@ -99,6 +99,8 @@ async def _check_service(cluster: Cluster, find: Findings, target: Target) -> No
         return
     subject = f"Service {target.namespace}/{target.picker}"
     service = await cluster.get(SERVICES, target.namespace, target.picker)
+    if cluster.refused(SERVICES):
+        return
     if service is None:
         remedy = "create it, or correct spec.endpointPickerRef.name (extensionRef.name in v1alpha2)"
         find.broken("picker.service", subject, f"is not there, and {target} names it", remedy)

@@ -56,13 +56,15 @@ class Picker:
 
 
 async def pods(cluster: Cluster, target: Target) -> Sequence[Picker]:
-    """Those that the picker's Service selects."""
+    """Those that the picker's Service selects; if it may not be read, those whose flags name the pool."""
     if not target.picker:
         return ()
     service = await cluster.get(SERVICES, target.namespace, target.picker)
+    everyone = [Picker(pod) for pod in await cluster.list(PODS, target.namespace) or ()]
+    if cluster.refused(SERVICES):
+        return [each for each in everyone if target.pool_name and each.flag("pool-name") == target.pool_name]
     selector = at(service, "spec", "selector")
-    found = await cluster.list(PODS, target.namespace) if selector else ()
-    return [Picker(pod) for pod in found or () if matches(labels_of(pod), selector)]
+    return [each for each in everyone if selector and matches(labels_of(each.pod), selector)]
 
 
 async def check(cluster: Cluster, find: Findings, reach: Reach, target: Target, pickers: Sequence[Picker]) -> None:
@@ -72,7 +74,9 @@ async def check(cluster: Cluster, find: Findings, reach: Reach, target: Target, 
     subject = f"Service {target.namespace}/{target.picker}"
     elects = any(picker.on("ha-enable-leader-election") for picker in pickers)
     ready = [picker for picker in pickers if is_ready(picker.pod)]
-    if not pickers:
+    if not pickers and cluster.refused(SERVICES):
+        find.unknown("picker.ready", subject, "may not be read, and no pod names the pool", "ask as somebody who may")
+    elif not pickers:
         remedy = "see the Deployment of the picker, and that the Service's selector has its pods' labels"
         find.broken("picker.ready", subject, "selects no pod", remedy)
     elif not ready:
@@ -185,6 +189,8 @@ async def _check_lease(cluster: Cluster, find: Findings, target: Target) -> None
     name = f"epp-{target.namespace}-{target.pool_name}.llm-d.ai"
     subject = f"Lease {target.namespace}/{name}"
     lease = await cluster.get(LEASES, target.namespace, name)
+    if cluster.refused(LEASES):
+        return
     holder = at(lease, "spec", "holderIdentity")
     renewed = at(lease, "spec", "renewTime")
     if lease is None or not holder or not renewed:

@@ -162,6 +162,8 @@ async def _no_pool(cluster: Cluster, find: Findings, wanted: Wanted, service: Ob
         remedy = "set spec.router.scheduler: {} for a picker"
         find.broken("kserve.scheduler", name_of(service), "has no scheduler, and so no pool", remedy)
         return
+    if all(cluster.refused(each) for each in (POOLS, OLD_POOLS) if wanted.group in ("", each.group)):
+        return  # which has been said
     there = [each for resource in (POOLS, OLD_POOLS) for each in await cluster.list(resource, wanted.namespace) or ()]
     names = sorted({str(at(each, "metadata", "name")) for each in there})
     name = wanted.pool or wanted.name

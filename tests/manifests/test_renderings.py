@@ -176,8 +176,7 @@ def test_the_service_is_the_one_that_the_pool_names(name: str) -> None:
         assert ref["name"] == service["metadata"]["name"]
         assert ref["failureMode"] in {"FailOpen", "FailClose"}
         port = ref["port"]["number"] if "port" in ref else ref["portNumber"]
-        if name not in STANDALONE:
-            assert port in [each["port"] for each in service["spec"]["ports"]]
+        assert port in [each["port"] for each in service["spec"]["ports"]]
         for route in of(name, "HTTPRoute"):
             (backend,) = route["spec"]["rules"][0]["backendRefs"]
             assert (backend["group"], backend["name"]) == (

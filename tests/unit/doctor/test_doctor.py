@@ -105,6 +105,23 @@ async def test_what_may_not_be_read():
     assert "kubectl auth can-i list" in only(findings, "unknown").remedy
 
 
+async def test_in_the_pickers_own_pod():
+    """Its role is to read pods and the pool: nothing that it may not read is called broken."""
+    async with running() as world:
+        world.api.me = f"system:serviceaccount:{NAMESPACE}:epp"
+        kinds = ("services", "httproutes", "events", "inferencemodelrewrites", "leases")
+        world.api.denied = {(verb, kind) for verb in ("get", "list") for kind in kinds}
+        world.api.denied_groups = {"metrics.k8s.io"}
+        world.api.logs.clear()
+        findings = await world.examined(Wanted(NAMESPACE, pool="llama"))
+        world.api.denied.add(("get", "inferencepools"))
+        pools = await world.examined(Wanted(NAMESPACE, pool="llama"))
+    assert states(findings, "broken") == {}
+    assert states(findings, "ok")["picker.ready"] == "1 of 1 pickers are ready, each on its own"
+    assert set(states(findings, "unknown")) == {"api.rights", "picker.log", "pod.memory"}
+    assert {(check, state) for check, state, _ in bad(pools)} == {("api.rights", "unknown")}
+
+
 # --- pool and route
 
 
