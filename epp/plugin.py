@@ -558,6 +558,9 @@ class Parser(Protocol):
     A parser whose requests are JSON objects with the model's name in `model` may have a class attribute `model_paths`,
     the places of that name in an answer or an event, such as `(("model",), ("response", "model"))`: then the name can
     be rewritten.
+
+    One whose API is spoken over some protocols only may have a class attribute `protocols`, such as
+    `("kubernetes.io/h2c",)`: with an InferencePool of another appProtocol the picker is not ready.
     """
 
     paths: tuple[str, ...]

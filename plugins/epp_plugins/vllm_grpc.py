@@ -53,6 +53,7 @@ class VllmGrpcParser:
     """Reads requests of vLLM's gRPC API, and the usage out of the answers."""
 
     paths: tuple[str, ...] = (f"{SERVICE}/Generate", f"{SERVICE}/Embed")
+    protocols = ("kubernetes.io/h2c",)
 
     def parse(self, path: str, headers: Mapping[str, str], body: bytes) -> Body:
         """Reads a request; BadRequest says what no engine could take."""
