@@ -76,7 +76,7 @@ def _overlapping(
     """
     due: list[tuple[float, int, Session, int | None]] = []
     for number in range(sessions):
-        heappush(due, (random.uniform(0.0, cycle), number, begin(), None))
+        heappush(due, (random.expovariate(1 / cycle), number, begin(), None))
     rate = sessions / (cycle * turns)
     following = random.expovariate(rate)
     found: list[Turn] = []
