@@ -28,6 +28,11 @@ PREDICTIONS = str(Path(__file__).parent / "predictions.py")
 
 def router_of(plugins: Sequence[Mapping[str, Any]], pool: Pool, seed: int = 0) -> Router:
     """The configuration with these plugins; `weight` of an entry is its weight in the only profile, where it fits."""
+    return loaded(one_profile(plugins), pool, seed)
+
+
+def one_profile(plugins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The same as mappings and lists."""
     entries = [{key: value for key, value in plugin.items() if key != "weight"} for plugin in plugins]
     roles = {"filter", "scorer", "picker"}  # a file, such as PREDICTIONS, is in no profile
     members = [
@@ -35,23 +40,29 @@ def router_of(plugins: Sequence[Mapping[str, Any]], pool: Pool, seed: int = 0) -
         for p in plugins
         if p["type"] in REGISTRY and roles & set(REGISTRY.find(p["type"]).kinds)
     ]
-    config = {
-        "apiVersion": "llm-d.ai/v1alpha1",
-        "kind": "EndpointPickerConfig",
-        "plugins": entries,
-        "schedulingProfiles": [{"name": "default", "plugins": members}],
-    }
+    return {"plugins": entries, "schedulingProfiles": [{"name": "default", "plugins": members}]}
+
+
+def loaded(config: Mapping[str, Any], pool: Pool, seed: int = 0) -> Router:
+    """The router of a configuration."""
+    head = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
+    config = head | dict(config)
     clock, source = FakeClock(), random.Random(seed)
     return load(yaml.safe_dump(config), "test", REGISTRY, lambda name: Context(name, clock, source, pool))
 
 
 def pipeline_of(plugins: Sequence[Mapping[str, Any]], pool: Pool, seed: int = 0) -> Pipeline:
     """The path with that configuration over the pool."""
+    return pipeline_with(router_of(plugins, pool, seed), pool)
+
+
+def pipeline_with(router: Router, pool: Pool) -> Pipeline:
+    """The path with that router over the pool."""
     metrics = Metrics(pool, "test")
     durations, faults = (metrics.families[f"llm_d_epp_plugin_{name}"] for name in ("duration_seconds", "faults_total"))
     observe = Observability(metrics, Decisions(), RequestLog(None, lambda *_: None), TimingGuard(durations, faults))
     clock = FakeClock()
-    return Pipeline(pool, Hooks.of(router_of(plugins, pool, seed)), observe, clock, clock)
+    return Pipeline(pool, Hooks.of(router), observe, clock, clock)
 
 
 def picture(name: str) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from epp.keys import CLUSTER_KV_USAGE, CLUSTER_QUEUE
+from epp.objects import Objects
 from epp.settings import InvalidConfig
 from epp.testing import pool
 from tests.unit.plugins.picking import PREDICTIONS, picture, pipeline_of, routed
@@ -30,6 +32,7 @@ class Row:
         beside: entries that are there in either case.
         prompt, headers: of the request.
         before, before_headers: prompts of requests that come first and stay in flight, and their headers.
+        seed: of what is random.
     """
 
     plugin: dict[str, Any]
@@ -41,6 +44,7 @@ class Row:
     headers: dict[str, str] = field(default_factory=dict)
     before: tuple[str | list[dict[str, Any]], ...] = ()
     before_headers: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
 
 
 def threshold(operator: str, value: float) -> dict[str, Any]:
@@ -67,8 +71,142 @@ ZONE = {
     "parameters": {"headerName": "x-zone", "labelKey": "zone"},
 }
 CONTEXT = "llm-d.ai/context-length-range"
+SHEDDABLE = {"x-llm-d-inference-objective": "sheddable"}
+KV: dict[str, Any] = {"type": "kv-cache-utilization-scorer", "weight": 0.1}
+"""Another baseline: 0.1 for an empty cache, 0 for a full one."""
+
+
+def roles(*names: str) -> list[dict[str, str]]:
+    return [{"llm-d.ai/role": name} for name in names]
+
+
+def on_pod_1(plugin: str, *beside: dict[str, Any], **row: Any) -> Row:
+    """A prompt that was sent to pod-1 by its zone is sought there again."""
+    shared: dict[str, Any] = {"prompt": "x" * 256, "before": ("x" * 256,), "before_headers": {"x-zone": "b"}}
+    return Row({"type": plugin}, "pod-1", "pod-0", pool=ZONES, beside=(QUEUE, ZONE, *beside), **(shared | row))
+
+
+def forgetful(plugin: str, scorer: str) -> Row:
+    """With room for one block the second prompt takes the place of the first: pod-0 by its queue, else pod-1."""
+    parameters = {"autoTune": False, "lruCapacityPerServer": 1}
+    beside = (QUEUE, ZONE, {"type": scorer})
+    before = {"before": ("x" * 256, "y" * 256), "before_headers": {"x-zone": "b"}}
+    return Row({"type": plugin, "parameters": parameters}, "pod-0", "pod-1", ZONES, beside, prompt="x" * 256, **before)
+
+
+POD_1 = "ZGVmYXVsdC9wb2QtMQ=="  # default/pod-1
+SESSION = {"pool": TWO, "headers": {"x-session-token": POD_1}}
 
 ROWS = {
+    # pod-0 has one request in flight, the most: 0 + 0.1 against 1.
+    "active-request-scorer": Row({"type": "active-request-scorer"}, "pod-1", "pod-0", before=("another",)),
+    # 1 - 0.9 + 0.1 is 0.2, 1 - 0.1 is 0.9.
+    "kv-cache-utilization-scorer": Row(
+        {"type": "kv-cache-utilization-scorer"}, "pod-1", "pod-0", pool=TWO | {"kv_usage": [0.9, 0.1]}
+    ),
+    # 0.5 * (1 - 64 / 128) + 0.1 is 0.35, 0.5 + 0 is 0.5.
+    "load-aware-scorer": Row(
+        {"type": "load-aware-scorer"},
+        "pod-1",
+        "pod-0",
+        pool={"waiting": [64, 0], "kv_usage": [0.0, 1.0]},
+        beside=(KV,),
+    ),
+    # 0 + 0.1 against 1 + 0.
+    "queue-scorer": Row(
+        {"type": "queue-scorer"}, "pod-1", "pod-0", pool={"waiting": [4, 0], "kv_usage": [0.0, 1.0]}, beside=(KV,)
+    ),
+    # The same, by running requests.
+    "running-requests-size-scorer": Row(
+        {"type": "running-requests-size-scorer"}, "pod-1", "pod-0", pool=TWO | {"running": [3, 0]}
+    ),
+    # pod-0 has room for the adapter, 0.8 + 0.1; pod-1 runs it, 1.
+    "lora-affinity-scorer": Row(
+        {"type": "lora-affinity-scorer"},
+        "pod-1",
+        "pod-0",
+        pool=TWO
+        | {
+            "active_models": [[], ["model"]],
+            "active_loras": [0, 1],
+            "waiting_loras": [0, 0],
+            "max_loras": [1, 1],
+        },
+    ),
+    # pod-0 has the first prompt's 200 tokens before it.
+    "work-ahead-scorer": Row(
+        {"type": "work-ahead-scorer"},
+        "pod-1",
+        "pod-0",
+        pool={"waiting": [0, 0], "running": [0, 0], "kv_usage": [0.5, 0.6]},
+        beside=(KV,),
+        before=("x" * 800,),
+    ),
+    "prefix-cache-scorer": on_pod_1("prefix-cache-scorer"),
+    "multicluster-prefix-cache-scorer": on_pod_1("multicluster-prefix-cache-scorer"),
+    "approx-prefix-cache-producer": forgetful("approx-prefix-cache-producer", "prefix-cache-scorer"),
+    "multicluster-approx-prefix-cache-producer": forgetful(
+        "multicluster-approx-prefix-cache-producer", "multicluster-prefix-cache-scorer"
+    ),
+    # 0 + 0.1 against 1.
+    "multicluster-queue-scorer": Row(
+        {"type": "multicluster-queue-scorer"}, "pod-1", "pod-0", pool=TWO | {"columns": {CLUSTER_QUEUE: [5, 1]}}
+    ),
+    # 0.1 + 0.1 against 0.9.
+    "multicluster-kv-cache-utilization-scorer": Row(
+        {"type": "multicluster-kv-cache-utilization-scorer"},
+        "pod-1",
+        "pod-0",
+        pool=TWO | {"columns": {CLUSTER_KV_USAGE: [0.9, 0.1]}},
+    ),
+    "session-affinity-scorer": Row({"type": "session-affinity-scorer"}, "pod-1", "pod-0", **SESSION),
+    "session-affinity-filter": Row({"type": "session-affinity-filter"}, "pod-1", "pod-0", **SESSION),
+    "multicluster-session-affinity-filter": Row(
+        {"type": "multicluster-session-affinity-filter"}, "pod-1", "pod-0", **SESSION
+    ),
+    "by-label": Row(
+        {"type": "by-label", "parameters": {"label": "zone", "validValues": ["b"]}}, "pod-1", "pod-0", pool=ZONES
+    ),
+    "label-selector-filter": Row(
+        {"type": "label-selector-filter", "parameters": {"matchLabels": {"zone": "b"}}}, "pod-1", "pod-0", pool=ZONES
+    ),
+    "decode-filter": Row(
+        {"type": "decode-filter"}, "pod-1", "pod-0", pool=TWO | {"labels": roles("prefill", "decode")}
+    ),
+    "prefill-filter": Row(
+        {"type": "prefill-filter"}, "pod-1", "pod-0", pool=TWO | {"labels": roles("decode", "prefill")}
+    ),
+    # It is there unasked, and knows that pod-1 alone serves the model; switched off, the queue decides.
+    "served-model-filter": Row(
+        {"type": "served-model-filter", "parameters": {"enabled": False}},
+        "pod-0",
+        "pod-1",
+        pool=TWO | {"models": [["other"], ["model"]]},
+    ),
+    # The seed's first shuffle puts pod-1 in front.
+    "random-picker": Row({"type": "random-picker"}, "pod-1", "pod-0", seed=0),
+    # max(U^(1/0.25), V^(1/0.75)) with the seed's U and V: the less likely pod-1 has it.
+    "weighted-random-picker": Row(
+        {"type": "weighted-random-picker"},
+        "pod-1",
+        "pod-0",
+        pool={"kv_usage": [0.25, 0.75]},
+        beside=({"type": "kv-cache-utilization-scorer"},),
+        seed=4,
+    ),
+    # A mean of 50 / 5 is far above 1, and so is its fifth power times 300: certain.
+    "probabilistic-admitter": Row(
+        {"type": "probabilistic-admitter"}, "429", "pod-0", pool={"waiting": [50, 60]}, headers=SHEDDABLE
+    ),
+    # Nobody keeps the time that is asked for, nobody is idle, nobody is cold.
+    "latency-slo-admitter": Row(
+        {"type": "latency-slo-admitter"},
+        "429",
+        "pod-0",
+        pool=TWO | {"running": [1, 1], "kv_usage": [0.5, 0.5]},
+        beside=(QUEUE, predictions(ttft_headroom=[-5, -5])),
+        headers=SHEDDABLE | {"x-slo-ttft-ms": "1"},
+    ),
     # Cold: pod-0 got the first prompt, so it scores 0 and pod-1 1, which outweighs the queue's 0.1.
     "no-hit-lru-scorer": Row({"type": "no-hit-lru-scorer"}, "pod-1", "pod-0", before=("another",)),
     # In flight at pod-0: 800 bytes, 200 tokens; 1 - (200 + 1.5) / 1000 is 0.7985, 1 - 1.5 / 1000 is 0.9985.
@@ -287,7 +425,9 @@ ROWS = {
 async def goes(row: Row, *plugins: dict[str, Any]) -> str:
     """Where the row's request goes, or that the configuration doesn't load."""
     try:
-        pipeline = pipeline_of([*plugins, *row.beside], pool(**row.pool))
+        own = pool(**row.pool)
+        own.objects = Objects(priorities={"sheddable": -1})
+        pipeline = pipeline_of([*plugins, *row.beside], own, row.seed)
     except InvalidConfig:
         return INVALID
     sent = [await routed(pipeline, prompt, **row.before_headers) for prompt in row.before]
