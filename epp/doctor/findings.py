@@ -1,6 +1,7 @@
 """What a check has found: a sentence, how bad it is, and what to do."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -9,6 +10,9 @@ State = Literal["ok", "warning", "broken", "unknown"]
 """unknown: it couldn't be looked at from here."""
 
 _MARKS: dict[State, str] = {"ok": "ok      ", "warning": "warning ", "broken": "BROKEN  ", "unknown": "unknown "}
+
+_SHOWN = 3
+"""Findings of one check that all is well with, which the text shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +66,16 @@ class Findings:
         return sum(1 for each in self._all if each.state == state)
 
     def as_text(self) -> str:
-        """A line for each, and the remedy below it."""
+        """A line for each, and the remedy below it; of what is well everywhere, a few."""
         lines = []
+        well: Counter[str] = Counter()
         for each in self._all:
+            well[each.check] += each.state == "ok"
+            if each.state == "ok" and well[each.check] > _SHOWN:
+                continue
             lines.append(f"{_MARKS[each.state]}{each.check}: {each.subject}: {each.message}")
             lines += [f"{'':8}-> {each.remedy}"] if each.remedy else []
+        lines += [f"ok      {check}: and {n - _SHOWN} more" for check, n in well.items() if n > _SHOWN]
         counts = ", ".join(f"{self.count(state)} {state}" for state in _MARKS)
         return "\n".join([*lines, counts])
 

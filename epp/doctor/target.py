@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -86,8 +86,10 @@ async def resolve(cluster: Cluster, find: Findings, wanted: Wanted) -> Target | 
         return Target(wanted.namespace, None, wanted.selector, wanted.ports, wanted.picker, None)
     service = await _service(cluster, wanted)
     if wanted.kserve and service is None:
-        await _no_service(cluster, find, wanted)
-        return None
+        if not any(cluster.refused(each) for each in LLM_SERVICES):
+            await _no_service(cluster, find, wanted)
+            return None
+        wanted = replace(wanted, pool=await _pool_named(cluster, wanted))  # what it is called is known all the same
     if service is not None:
         kserve.check(find, service)
     pool = await _pool(cluster, wanted, service)
@@ -136,6 +138,14 @@ async def _pool_of(cluster: Cluster, wanted: Wanted, service: Object, resources:
         if found:
             return await _first(cluster, [resource], wanted.namespace, str(at(found[0], "metadata", "name")))
     return await _first(cluster, resources, wanted.namespace, f"{name}-inference-pool")
+
+
+async def _pool_named(cluster: Cluster, wanted: Wanted) -> str:
+    """What the pool of a service is called that may not be read."""
+    nameless: Object = {"metadata": {"name": wanted.kserve}}
+    resources = [each for each in (POOLS, OLD_POOLS) if wanted.group in ("", each.group)]
+    found = await _pool_of(cluster, wanted, nameless, resources)
+    return str(at(found, "metadata", "name") or f"{wanted.kserve}-inference-pool")
 
 
 async def _first(cluster: Cluster, resources: Sequence[Resource], namespace: str, name: str) -> Object | None:

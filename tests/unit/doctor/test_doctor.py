@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from epp.__main__ import main
+from epp.doctor.findings import Findings
 from epp.doctor.target import SCHEDULER, WORKLOAD, Wanted
 from tests.kube.api import pod, pool
 from tests.unit.doctor.world import ADDRESSES, LABELS, NAMESPACE, PAGE, only, running, states
@@ -598,7 +599,28 @@ async def test_kserve_without_a_scheduler():
     assert states(stopped, "broken")["kserve.ready"] == "is stopped: KServe has removed its picker"
 
 
+async def test_kserve_in_the_pickers_own_pod():
+    """The service may not be read; its pool is found all the same."""
+    async with running() as world:
+        world.api.denied_groups = {"serving.kserve.io"}
+        (made,) = world.api.objects("InferencePool")
+        world.api.apply({**made, "metadata": {"name": "llama-inference-pool", "namespace": NAMESPACE}})
+        findings = await world.examined(Wanted(NAMESPACE, kserve="llama"))
+    assert "InferencePool llm/llama-inference-pool" in {each.subject for each in findings if each.check == "pool.found"}
+    assert "kserve.found" not in states(findings, "broken")
+
+
 # --- the command
+
+
+def test_what_is_well_everywhere_is_told_shortly():
+    findings = Findings()
+    for number in range(5):
+        findings.ok("engine.metrics", f"Pod {number}", "vllm")
+    findings.broken("engine.metrics", "Pod 9", "is gone", "see")
+    lines = findings.as_text().splitlines()
+    assert [line[:8] for line in lines] == ["ok      "] * 3 + ["BROKEN  ", "        ", "ok      ", "5 ok, 0 "]
+    assert lines[-2] == "ok      engine.metrics: and 2 more"
 
 
 async def test_command(tmp_path, monkeypatch, capsys):
