@@ -79,7 +79,10 @@ class Requests:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gaps:
-    """Times between two tokens of a request: `seconds` each so many times as `tokens` says, shape (m,)."""
+    """Times between two tokens of a request: `seconds` each so many times as `tokens` says, shape (m,).
+
+    Without those in which a request had to give its blocks back; steps that only decode count with their mean.
+    """
 
     seconds: Floats
     tokens: Ints
