@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo test check format bench lock protos clean
+.PHONY: demo test test-vllm check format bench lock protos clean
 
 .venv/.ready: pyproject.toml requirements-dev.lock
 	$(PYTHON) -m venv --clear .venv
@@ -16,6 +16,13 @@ demo: .venv/.ready       ## three engines, the picker and a real Envoy on this m
 
 test: .venv/.ready       ## every test, the ones with the real Envoy included; ARGS="-k session"
 	$(BIN)/python -m pytest $(ARGS)
+
+test-vllm: .venv/.ready .vllm/.ready   ## two real vLLM servers on the CPU behind Envoy; the simulated engine against them
+	$(BIN)/python -m pytest -s $(ARGS) tests/vllm/real_engines.py
+
+.vllm/.ready: tests/vllm/install.py
+	$(BIN)/python tests/vllm/install.py .vllm
+	touch $@
 
 check: .venv/.ready      ## linter, formatter, type checker (the tests run this too)
 	$(BIN)/ruff check .
@@ -37,4 +44,4 @@ protos: .venv/.ready     ## after a change of protos/*.proto
 	$(BIN)/python protos/compile
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -27,6 +27,7 @@ class Answer:
         created: a Unix time in whole seconds.
         answers: how many each prompt gets.
         with_ids: whether the ids of the tokens are told too (``return_token_ids``).
+        block_size: tokens a block.
     """
 
     response_id: str
@@ -35,34 +36,47 @@ class Answer:
     chat: bool
     answers: int = 1
     with_ids: bool = False
+    block_size: int = 16
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.response_id, "object": kind, "created": self.created, "model": self.model}
 
-    def usage(self, computed: Sequence[Computed], details: dict[str, Any]) -> dict[str, Any]:
-        """The ``usage`` object: a prompt counts once, however many answers it gets."""
+    def usage(self, computed: Sequence[Computed]) -> dict[str, Any]:
+        """The ``usage`` object: a prompt counts once, however many answers it gets.
+
+        A chat tells too how many tokens of the prompt have entered the cache.
+        """
         first_of_each = computed[:: self.answers]
         prompt = sum(sequence.request.prompt_tokens for sequence in first_of_each)
         completion = sum(sequence.produced for sequence in computed)
-        cached = sum(sequence.cached_tokens for sequence in first_of_each)
+        details = {"cached_tokens": sum(sequence.cached_tokens for sequence in first_of_each)}
+        if self.chat:
+            details["created_cache_tokens"] = sum(map(self._created, first_of_each))
         return {
             "prompt_tokens": prompt,
             "total_tokens": prompt + completion,
             "completion_tokens": completion,
-            "prompt_tokens_details": {"cached_tokens": cached, **details},
+            "prompt_tokens_details": details,
         }
+
+    def _created(self, sequence: Computed) -> int:
+        full_blocks = sequence.request.prompt_tokens // self.block_size * self.block_size
+        return max(0, full_blocks - sequence.cached_tokens)
 
     def full(self, choices: Sequence[Choice], computed: Sequence[Computed]) -> bytes:
         """The whole answer as one JSON object."""
         write = self._chat_choice if self.chat else self._text_choice
         written = [write(*pair, index) for index, pair in enumerate(zip(choices, computed, strict=True))]
-        details = {"created_cache_tokens": None, "multimodal_tokens": None}
+        used = {**self.usage(computed), "completion_tokens_details": None}
+        details = used["prompt_tokens_details"]
+        details.setdefault("created_cache_tokens", None)
+        details["multimodal_tokens"] = None
         body = {
             **self._head("chat.completion" if self.chat else "text_completion"),
             "choices": written,
             "service_tier": None,
             "system_fingerprint": FINGERPRINT,
-            "usage": {**self.usage(computed, details), "completion_tokens_details": None},
+            "usage": used,
         }
         if self.chat:
             body.update(prompt_logprobs=None, prompt_token_ids=self._prompt_ids(choices[0]), prompt_text=None)
@@ -124,7 +138,7 @@ class Answer:
 
     def usage_event(self, computed: Sequence[Computed]) -> bytes:
         """The event without choices that ends a stream with ``include_usage``."""
-        used = _json({"choices": [], "usage": self.usage(computed, {}), "system_fingerprint": FINGERPRINT})
+        used = _json({"choices": [], "usage": self.usage(computed), "system_fingerprint": FINGERPRINT})
         return self._event_head() + b"," + used[1:] + b"\n\n"
 
 

@@ -132,10 +132,11 @@ class Driver:
         return len(self.model)
 
     def clear_cache(self) -> bool:
-        """Empties the prefix cache; False, and nothing done, while a request holds a block."""
-        cleared = self.model.pool.clear()
-        self._publish_events()
-        return cleared
+        """Empties the prefix cache; False, and nothing done, while a request holds a block.
+
+        The event about it goes out with those of the next step, as vLLM's does.
+        """
+        return self.model.pool.clear()
 
     async def run(self) -> None:
         """Steps for as long as it isn't cancelled; then every request left is told that the engine has stopped."""

@@ -230,7 +230,15 @@ class EngineServer:
         choices = openai.to_choices(body, f"{name}/{next(self._numbers)}", lora, self._limits)
         chat, answers = kind is openai.ChatBody, body.n or 1
         served = body.model or self.options.model
-        answer = Answer(f"{prefix}-{name}", served, int(time.time()), chat, answers, body.return_token_ids)
+        answer = Answer(
+            f"{prefix}-{name}",
+            served,
+            int(time.time()),
+            chat,
+            answers,
+            body.return_token_ids,
+            self._limits.block_size,
+        )
         stream = driver.submit(*(choice.request for choice in choices), answers=answers)
         try:
             if body.stream:

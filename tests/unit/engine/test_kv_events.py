@@ -242,14 +242,14 @@ async def test_an_engine_tells_what_it_evicts_and_that_it_was_emptied() -> None:
         options = EngineOptions(block_size=8, blocks=3, kv_events=config)
         async with EngineServer(options) as engine, aiohttp.ClientSession(f"http://{engine.address}") as http:
             await connected(engine.publishers[0], socket)
-            for letter in "ab":
-                async with http.post("/v1/completions", json={"prompt": letter * 64, "max_tokens": 1}) as response:
+            for path, letter in (("/v1/completions", "a"), ("/v1/completions", "b"), ("/reset_prefix_cache", "")):
+                async with http.post(path, json={"prompt": letter * 64, "max_tokens": 1}) as response:
                     assert response.status == 200
-            async with http.post("/reset_prefix_cache") as response:
+            async with http.post("/v1/completions", json={"prompt": "c" * 32, "max_tokens": 1}) as response:
                 assert response.status == 200
             messages = batches(await received(socket, 3))
     kinds = [[event["type"] for event in events] for _, _, events, _ in messages]
-    assert kinds == [["BlockStored"], ["BlockRemoved", "BlockStored"], ["AllBlocksCleared"]]
+    assert kinds == [["BlockStored"], ["BlockRemoved", "BlockStored"], ["AllBlocksCleared", "BlockStored"]]
     first, removed = messages[0][2][0]["block_hashes"], messages[1][2][0]["block_hashes"]
     assert removed == first[1:], "the tail goes first"
 
