@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,15 +28,20 @@ docs/replay.md."""
 def main(arguments: list[str]) -> int:
     """Runs the comparison; returns 0 when it is done, 1 if it can't be, 2 for wrong usage, 130 if interrupted."""
     options = _parser().parse_args(arguments)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes are ended too
     try:
         return _run(options)
     except ModuleNotFoundError as error:
         print(f"epp replay: {error}; pip install 'endpoint-picker[replay]'", file=sys.stderr)
     except EppError as error:
         print(f"epp replay: {error}", file=sys.stderr)
+    except BrokenExecutor:
+        print("epp replay: one of its processes was killed, for want of memory? --jobs 1 needs less", file=sys.stderr)
     except KeyboardInterrupt:
         print("epp replay: interrupted", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 1
 
 

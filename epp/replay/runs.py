@@ -143,7 +143,7 @@ def _spread(tasks: Sequence["Task[T]"], jobs: int, told: Callable[[int], None]) 
     if jobs == 1 or len(tasks) == 1:
         return _here(tasks, told)
     context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
+    counter, others = context.Value("q", 0), multiprocessing.active_children()
     executor = ProcessPoolExecutor(min(jobs, len(tasks)), context, _begin, (counter,))
     try:
         futures = [executor.submit(_in_child, task) for task in tasks]
@@ -153,9 +153,14 @@ def _spread(tasks: Sequence["Task[T]"], jobs: int, told: Callable[[int], None]) 
             told(counter.value)
             for future in ended:
                 future.result()
-        return [future.result() for future in futures]
-    finally:
+    except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():
+            if child not in others:
+                child.terminate()
+        raise
+    executor.shutdown()
+    return [future.result() for future in futures]
 
 
 def _here(tasks: Sequence["Task[T]"], told: Callable[[int], None]) -> list[T]:
