@@ -24,7 +24,7 @@ from epp.plugin import Candidates, Pick, Request, Router
 from epp.pool import Pool
 from epp.reading import path_of, read
 from epp.rewriting import rewriting_of, rewritten
-from epp.schedule import Decision, admit, decide, enter_fetched, fetch, produce, screen
+from epp.schedule import Decision, admit, decide, enter_fetched, fetch, produce, screen, tokenized
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,8 @@ class Pipeline:
         if exchange.rewriting is not None:
             request = request.for_model(exchange.rewriting.target)
         exchange.note_request(request)
+        if router.tokenizer is not None:
+            request = await tokenized(router.tokenizer, request, arrival.body or b"", guard)
         candidates = self._candidates(router, request, arrival)
         if router.fetchers:
             fetched = await fetch(router, request, candidates, guard)

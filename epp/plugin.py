@@ -148,6 +148,7 @@ __all__ = [
     "Run",
     "Scorer",
     "Screener",
+    "Tokenizer",
     "UnknownPlugin",
     "Usage",
     "formats",
@@ -400,6 +401,24 @@ class Fetcher(Protocol):
 
 
 @runtime_checkable
+class Tokenizer(Protocol):
+    """Says which tokens a request's prompts have, where their bytes don't: first of all, and under a deadline.
+
+    That is 0.4 seconds, or what the attribute `deadline` says, in seconds. With `media_only = True` only requests with
+    pictures, sounds or videos come. Of several that are configured the first one counts.
+    """
+
+    def tokenize(self, request: Request, data: bytes) -> Awaitable[Body]:
+        """The request's body with other prompts, 4 bytes a token (`formats.text.ids`, `formats.text.resized`).
+
+        Args:
+            request: as its parser has read it.
+            data: the whole body as the client sent it.
+        """
+        ...
+
+
+@runtime_checkable
 class Screener(Protocol):
     """Says who may serve the request, before producers run and whatever profile runs."""
 
@@ -619,6 +638,7 @@ class Router:
         producers: in the order of their dependencies.
         observers: all plugins with any of `Observer`'s methods.
         screeners, admitters, header_readers: in the order of the file.
+        tokenizer: see `Tokenizer`; None for the estimate by bytes.
         sources: where endpoints and metrics come from.
         warnings: what the loader wants the operator to know.
         origin: where the configuration came from, for the start log.
@@ -634,6 +654,7 @@ class Router:
     screeners: tuple[Plugged, ...] = ()
     admitters: tuple[Plugged, ...] = ()
     header_readers: tuple[Plugged, ...] = ()
+    tokenizer: Plugged | None = None
     sources: Sources = field(default_factory=Sources)
     warnings: tuple[str, ...] = ()
     origin: str = ""
@@ -644,6 +665,7 @@ def plugins_of(router: Router) -> tuple[Plugged, ...]:
     """Every plugin of a configuration, each once, in no particular order."""
     found: list[Plugged] = [router.handler, *router.parsers, *router.fetchers, *router.producers, *router.observers]
     found += [*router.screeners, *router.admitters, *router.header_readers]
+    found += [router.tokenizer] if router.tokenizer is not None else []
     for profile in router.profiles.values():
         found += [*profile.filters, *(plugged for plugged, _ in profile.scorers), profile.picker]
     if router.shadow is not None:

@@ -65,6 +65,10 @@ class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
         body = msgspec.structs.replace(self.body, model=target)
         return msgspec.structs.replace(self, body=body, client_model=self.body.model)
 
+    def with_body(self, body: Body) -> "Request":
+        """The same with other prompts."""
+        return msgspec.structs.replace(self, body=body)
+
     def without_prompts(self) -> "Request":
         """The same without its prompts, for whoever keeps it as long as its stream is open."""
         body = self.body

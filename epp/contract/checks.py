@@ -188,6 +188,18 @@ def _fetches(subject: Subject, case: Case) -> None:
     _columns(subject, asyncio.run(fetch()), len(case.candidates))
 
 
+def _tokenizes(subject: Subject, case: Case) -> None:
+    async def ask(data: bytes) -> Any:
+        try:
+            return await subject.plugin.tokenize(case.request, data)
+        except ValueError:
+            return None  # what it can't read, which is counted
+
+    for data in (b"", b"{}", b'{"messages": [{"role": "user", "content": "hello"}]}'):
+        said = asyncio.run(ask(data))
+        _due(said is None or isinstance(said, Body), f"a Body is due, not {said!r}")
+
+
 # --- profile handlers, deciders, admitters, header readers
 
 
@@ -323,6 +335,7 @@ CHECKS: tuple[Check, ...] = (
     Check("picker", "a pick is one or more indices of candidates, each once; totals stay as they are", _picks),
     Check("producer", "what `writes` lists is written, a value for each candidate, and nothing else", _produces),
     Check("fetcher", "what `writes` lists is fetched, a value for each candidate, and nothing else", _fetches),
+    Check("tokenizer", "a Body comes back", _tokenizes),
     Check("profile handler", "the primary profile is one that has run", _decides),
     Check("decider", "the answer is true or false", _disaggregates),
     Check("admitter", "a reason is a text, None admits", _admits),

@@ -6,7 +6,7 @@ differ; token ids as unsigned 32-bit little-endian integers. Bytes that UTF-8 ne
 
 import re
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from sys import byteorder
 from typing import Any
@@ -30,6 +30,8 @@ DIGEST_BYTES = 16
 
 TOKEN_BYTES = 4
 """Bytes of a token id in a prompt."""
+
+FEWEST_MEDIA_TOKENS = 5
 
 # None of these bytes occurs in UTF-8, so no text can imitate a boundary.
 FIELD, VALUE, MESSAGE, ITEM, PART, MEDIA = (bytes([byte]) for byte in range(0xFF, 0xF9, -1))
@@ -106,6 +108,18 @@ def media_in(prompt: bytes) -> tuple[bytes, ...]:
         found.append(prompt[at + 1 : at + 1 + DIGEST_BYTES])
         at = prompt.find(MEDIA, at + 1 + MEDIA_BYTES)  # a digest may have any bytes
     return tuple(found)
+
+
+def resized(prompt: bytes, tokens: Sequence[int]) -> bytes:
+    """The prompt with so many tokens for each of its media, in their order; 5 at least, for the digest to fit in."""
+    out, at = bytearray(), 0
+    for count in tokens:
+        start = prompt.index(MEDIA, at)
+        digest = prompt[start + 1 : start + 1 + DIGEST_BYTES]
+        size = max(count, FEWEST_MEDIA_TOKENS) * TOKEN_BYTES
+        out += prompt[at:start] + (MEDIA + digest * (size // DIGEST_BYTES + 1))[:size]
+        at = start + 1 + MEDIA_BYTES
+    return bytes(out + prompt[at:])
 
 
 def fields(named: Iterable[tuple[str, Any]]) -> list[bytes]:

@@ -25,8 +25,8 @@ async def fetch(router: Router, request: Request, c: Candidates, guard: Guard) -
     }
     found: Fetched = []
     try:
-        for plugged in sorted(router.fetchers, key=_deadline):
-            left = began + _deadline(plugged) - asyncio.get_running_loop().time()
+        for plugged in sorted(router.fetchers, key=deadline_of):
+            left = began + deadline_of(plugged) - asyncio.get_running_loop().time()
             await asyncio.wait([tasks[plugged]], timeout=max(left, 0.0))
             found.append((plugged, _result(tasks[plugged], plugged, guard)))
     finally:
@@ -35,7 +35,8 @@ async def fetch(router: Router, request: Request, c: Candidates, guard: Guard) -
     return found
 
 
-def _deadline(plugged: Plugged) -> float:
+def deadline_of(plugged: Plugged) -> float:
+    """The seconds that a plugin has which is waited for."""
     said = getattr(plugged.plugin, "deadline", None)
     return float(said) if isinstance(said, int | float) else FETCH_DEADLINE
 
@@ -44,7 +45,7 @@ def _result(task: asyncio.Task[Any], plugged: Plugged, guard: Guard) -> Mapping[
     if task.done() and not task.cancelled():
         columns: Mapping[Key, Floats] | None = task.result()
         return columns
-    guard.fault("DataProducer", plugged, "raised", f"no answer within {_deadline(plugged):g} s")
+    guard.fault("DataProducer", plugged, "raised", f"no answer within {deadline_of(plugged):g} s")
     return None
 
 

@@ -157,6 +157,7 @@ def _resolve(config: EndpointPickerConfig, instances: Instances, document: Docum
         screeners=tuple(screener.plugged() for screener in instances.of("screener")),
         admitters=tuple(admitter.plugged() for admitter in instances.of("admitter")),
         header_readers=tuple(reader.plugged() for reader in instances.of("header reader")),
+        tokenizer=next((tokenizer.plugged() for tokenizer in instances.of("tokenizer")), None),
         sources=sources,
         warnings=tuple(str(_problem(document, *warning)) for warning in report.warnings),
         origin=document.origin,

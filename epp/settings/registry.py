@@ -31,6 +31,7 @@ METHODS: Mapping[str, str] = {
     "parse": "parser",
     "saturation": "saturation detector",
     "extract": "extractor",
+    "tokenize": "tokenizer",
     "screen": "screener",
     "deny": "admitter",
     "metrics_page": "data source",

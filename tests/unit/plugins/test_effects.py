@@ -4,9 +4,11 @@ Together with the rows of `test_picks` there is one for every type that is imple
 """
 
 import asyncio
+import base64
 import gzip
 import json
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -284,6 +286,12 @@ def headers_of(handler: str) -> Row:
     )
 
 
+LONG_ONLY = (
+    {"type": "prefix-based-pd-decider", "parameters": {"nonCachedTokens": 1000}},
+    *STAGES,
+    {"type": "disagg-profile-handler", "parameters": {"deciders": {"prefill": "prefix-based-pd-decider"}}},
+)
+LARGE = base64.b64encode(b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 4096, 1024)).decode()
 CLOSE = [*roles("decode", "prefill", "prefill")]
 for labels, zone in zip(CLOSE, ("a", "b", "a"), strict=True):
     labels |= {"topology.kubernetes.io/zone": zone, "mine": zone}
@@ -413,6 +421,16 @@ ROW: dict[str, Row] = {
     "always-disagg-pd-decider": decided("always-disagg-pd-decider"),
     "prefix-based-pd-decider": decided("prefix-based-pd-decider", nonCachedTokens=256),
     "always-disagg-multimodal-decider": decided("always-disagg-multimodal-decider", chat(picture("a"))),
+    # 4096 * 1024 / 1024 is 4096 tokens, and else 224: the decider splits from 1000 on.
+    "token-producer": Row(
+        config("token-producer", *LONG_ONLY, profiles=SPLIT),
+        config(*LONG_ONLY, profiles=SPLIT),
+        PODS[0],
+        None,
+        pool=PD,
+        sent=(chat([{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{LARGE}"}}]),),
+        effect=header(PREFILLER),
+    ),
     # --- topology
     "topology-affinity-scorer": close(SCORER),
     "topology-affinity-filter": close({"type": "topology-affinity-filter", "parameters": {"minAffinity": "zone"}}),
@@ -584,7 +602,6 @@ ELSEWHERE = {
     "endpoint-notification-source": "extractors hear of endpoints without it",
     "models-data-extractor": "reads the page as it is read without it",
     "single-profile-handler": "is there wherever no other handler is",
-    "token-producer": "says what the parsers do",
 }
 """Types that change nothing, since what they stand for happens in any case."""
 
