@@ -12,12 +12,12 @@ As a process of its own (`python -m tests.kube.api`) it prints its URL, and ends
 """
 
 import asyncio
+import contextlib
 import copy
 import json
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -370,7 +370,9 @@ class FakeApi:
     ) -> web.StreamResponse:
         selects = _selection(request.query, namespace)
         if watch:
-            return await self._watch(request, resource, selects)
+            with contextlib.suppress(ConnectionResetError):  # the client has gone
+                return await self._watch(request, resource, selects)
+            return web.Response()
         await asyncio.sleep(self.slow)
         return self._list(request, resource, selects)
 
@@ -567,7 +569,7 @@ def pool(
     return {"apiVersion": f"{POOL_GROUP}/v1", "kind": "InferencePool", "metadata": meta, "spec": shape | spec}
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def process() -> AsyncIterator[str]:
     """The API server as a process of its own; its URL. Objects are applied over HTTP."""
     command = (sys.executable, "-m", "tests.kube.api")

@@ -1,6 +1,7 @@
 """`epp serve` in Kubernetes: what a process shows of it."""
 
 import asyncio
+import json
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.kube.harness import NOT_SERVING, SERVING, KubernetesPicker
 
 pytestmark = pytest.mark.e2e
 
+ROOT = Path(__file__).parents[2]
 OPEN = ("--metrics-endpoint-auth=false", "--secure-serving=false")
 GRPC = """
 apiVersion: llm-d.ai/v1alpha1
@@ -108,3 +110,16 @@ async def test_what_cant_be_done_is_told_at_once(tmp_path: Path, arguments: tupl
     assert process.returncode == 1
     assert message in told.decode()
     assert "Traceback" not in told.decode()
+
+
+async def test_the_benchmark_runs() -> None:
+    """Each figure is there, and within what is promised even of a machine that has other things to do."""
+    command = (sys.executable, str(ROOT / "benchmarks" / "kubernetes.py"), "--smoke", "--json")
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    printed, _ = await asyncio.wait_for(process.communicate(), 60)
+    figures = json.loads(printed)
+    assert process.returncode == 0
+    assert figures["watch"]["endpoints"] >= 19
+    assert figures["serve"]["ready_endpoints"] >= 19
+    assert 20 < figures["serve"]["resident_mb"] < 200
+    assert figures["watch"]["endpoints_changed"] > 0
