@@ -4,8 +4,9 @@
 
 For every registered type with a method that is called for requests: its instance from its manual's example, and the
 median time of all of those methods together for one request with a new prompt of 1 kB. What a plugin reads of other
-plugins is random; what it reads of the pool it gathers itself, as the first one does that reads it. Fetchers, which
-wait for others, and the plugins that are asked once, such as data sources, are left out.
+plugins is random; what it reads of the pool it gathers itself, as the first one does that reads it. Parsers read a
+body with that prompt (benchmarks/parse.py has longer ones). Fetchers and tokenizers, which wait for others, and plugins
+that are asked once or at each fetch, such as data sources, are left out.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from epp_protos import vertex_prediction_pb2, vllm_engine_pb2
 
 from epp.keys import Key
 from epp.plugin import Candidates, Context, Outcome, Pool, Request
@@ -84,7 +86,26 @@ CALLS: dict[str, Call] = {
     "first_byte": lambda method, o: method(o.request, o.decision, o.c.now),
     "done": lambda method, o: method(o.request, o.decision, Outcome(), o.c.now),
 }
-"""The methods that are called for a request, in their order, and how; parsers have benchmarks/parse.py."""
+"""The methods that are called for a request, in their order, and how."""
+
+CHAT = "/v1/chat/completions"
+
+
+def bodies(prompt: str) -> dict[str, tuple[str, bytes]]:
+    """For each parser the path and the body of a request with that prompt."""
+    chat = json.dumps({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": prompt}]}).encode()
+    ids = list(prompt.encode()[: len(prompt) // 4])
+    engine = vllm_engine_pb2.GenerateRequest(tokenized=vllm_engine_pb2.TokenizedInput(input_ids=ids))
+    vertex = vertex_prediction_pb2.PredictRequest(http_body=vertex_prediction_pb2.HttpBody(data=chat))
+    return {
+        "openai-parser": (CHAT, chat),
+        "anthropic-parser": ("/v1/messages", chat),
+        "passthrough-parser": (CHAT, chat),
+        "vllmhttp-parser": ("/inference/v1/generate", json.dumps({"model": "m", "token_ids": ids}).encode()),
+        "sglanghttp-parser": ("/generate", json.dumps({"input_ids": ids}).encode()),
+        "vllmgrpc-parser": ("/vllm.grpc.engine.VllmEngine/Generate", engine.SerializeToString()),
+        "vertexai-parser": ("/PredictionService/ChatCompletions", vertex.SerializeToString()),
+    }
 
 
 def pool_of(endpoints: int, rng: np.random.Generator) -> Pool:
@@ -138,7 +159,7 @@ def methods_of(registry: Registry) -> Iterator[tuple[str, list[str]]]:
     """Every type with the methods of it that are called for requests."""
     for type_name in registry.types:
         cls = registry.find(type_name).cls
-        methods = [name for name in CALLS if callable(getattr(cls, name, None))]
+        methods = [name for name in (*CALLS, "parse") if callable(getattr(cls, name, None))]
         if methods:
             yield type_name, methods
 
@@ -149,14 +170,17 @@ def measure(type_name: str, methods: list[str], registry: Registry, endpoints: i
     pool = pool_of(endpoints, rng)
     plugin = plugin_of(type_name, registry, pool)
     reads = tuple(getattr(plugin, "reads", ()))
-    calls = [(CALLS[name], getattr(plugin, name)) for name in methods]
+    calls = [(CALLS[name], getattr(plugin, name)) for name in methods if name != "parse"]
     times = []
     for _ in range(repeats):
         prompt = source.randbytes(PROMPT_BYTES // 2).hex()
         occasion = Occasion(pool, request(prompt, headers=HEADERS, priority=-1), reads, rng)
+        path, body = bodies(prompt).get(type_name, ("", b"")) if "parse" in methods else ("", b"")
         start = time.perf_counter_ns()
         for call, method in calls:
             call(method, occasion)
+        if body:
+            plugin.parse(path, HEADERS, body)
         times.append(time.perf_counter_ns() - start)
     return round(float(np.median(times)) / 1e3, 2)
 
