@@ -18,7 +18,7 @@ from epp.errors import RequestError
 from epp.exchange import Exchange, Observability
 from epp.extproc.events import Answer, Arrival
 from epp.hooks import Hooks
-from epp.keys import attribute
+from epp.keys import CLUSTER_KV_USAGE, CLUSTER_QUEUE, GPU_UTILIZATION, attribute
 from epp.observe.decisions import Decisions
 from epp.observe.guard import TimingGuard
 from epp.observe.logs import RequestLog
@@ -102,6 +102,9 @@ LENGTHS = [{"llm-d.ai/context-length-range": "0-100"}, {"llm-d.ai/context-length
 IN_RANGE = 0.3 + 0.7 * (0.7 / (1 + 899 / 10000) + 0.3 * (1000 - 200) / 899)
 PREFILLER, ENCODERS = "x-prefiller-host-port", "x-encoder-hosts-ports"
 BATCH_AGE = attribute("batch_age")
+
+CLUSTERS = {"columns": {CLUSTER_QUEUE: [0, 5, 10], CLUSTER_KV_USAGE: [0.25, 0.5, nan]}}
+ALPHA = "is alpha: its parameters and effect may change"
 
 CASES = [
     Case(
@@ -480,6 +483,33 @@ CASES = [
         sent=Sent("a" * 256),
         before=(Sent("a" * 256, only=0),),
     ),
+    Case(
+        "multicluster.yaml",
+        "three quarters of the prompt were there, against queue and caches",
+        CLUSTERS,
+        (1,),
+        # 2 * (1 - usage) + 2 queue + 3 prefix
+        {0: 2 * 0.75 + 2 * 1, 1: 2 * 0.5 + 2 * 0.5 + 3 * 0.75, 2: 0 + 0},
+        sent=Sent("a" * 1024),
+        before=(Sent("a" * 768, only=1),),
+    ),
+    Case(
+        "multicluster.yaml",
+        "a session stays in its cluster, however busy",
+        CLUSTERS,
+        (2,),
+        {2: 2},  # alone it has the shortest queue
+        sent=Sent(headers={"x-session-token": token(2)}),
+    ),
+    Case(
+        "gpu-and-burst.yaml",
+        "a request alone goes by the queue, and by its GPU",
+        {"waiting": [0, 32, 64], "columns": {GPU_UTILIZATION: [0.95, 0.5, nan]}},
+        (1,),
+        # 0.5 * (1 - 32 / 128), and for who tells nothing 0.5 * (1 - 64 / 128)
+        {1: 0.375, 2: 0.25},
+        sent=Sent("a" * 1024),
+    ),
     Case("as-json.json", "two scorers", {"waiting": [0, 2], "running": [6, 0]}, (0,), {0: 1.5 + 0, 1: 0 + 1}),
 ]
 
@@ -558,6 +588,12 @@ def moved(index: int, *keys: str) -> list[str]:
 HEADERS_HANDLER = 'plugins[0].type: "disagg-headers-handler" is deprecated'
 NO_EVENTS = '"precise-prefix-cache-producer" is accepted, has no KV events yet'
 OLD_LIMITS = ("lruCapacityPerServer", "maxPrefixBlocksToMatch")
+MULTICLUSTER = enumerate(
+    (
+        *("file-discovery", "metrics-data-source", "metrics-extractor", "session-affinity-filter"),
+        *("kv-cache-utilization-scorer", "queue-scorer", "prefix-cache-scorer", "approx-prefix-cache-producer"),
+    )
+)
 WARNINGS: Mapping[str, Sequence[str]] = {
     "by-label.yaml": [
         OLD_API,
@@ -572,6 +608,13 @@ WARNINGS: Mapping[str, Sequence[str]] = {
         "featureGates: flowControl is accepted, has no effect yet",
         "flowControl: is accepted, has no effect yet",
     ],
+    "gpu-and-burst.yaml": [
+        f'plugins[2].type: "burst-prefix-cache-producer" {ALPHA}',
+        f'plugins[5].type: "dcgm-data-source" {ALPHA}',
+        f'plugins[6].type: "dcgm-extractor" {ALPHA}',
+        f'plugins[7].type: "endpoint-attribute-filter" {ALPHA}',
+    ],
+    "multicluster.yaml": [f'plugins[{index}].type: "multicluster-{name}" {ALPHA}' for index, name in MULTICLUSTER],
     "header-profiles.yaml": ['plugins[0].type: "header-profile-handler" is alpha'],
     "kserve-default-0.16.yaml": [OLD_API],
     "kserve-pd-0.17.yaml": [
@@ -647,10 +690,12 @@ def test_shown(file: str) -> None:
         ("kserve-default.yaml", Page(), None),
         ("kserve-metrics-source.yaml", Page(scheme="https"), None),
         ("data-layer.yaml", Page(port=9100, path="/stats", interval=0.25), None),
+        ("multicluster.yaml", None, EndpointsFile(Path("/etc/epp/clusters.yaml"), watch=True, clusters=True)),
+        ("gpu-and-burst.yaml", Page(), None),
         ("file-discovery.yaml", Page(), EndpointsFile(Path("/etc/epp/endpoints.yaml"), watch=True)),
     ],
 )
-def test_sources(file: str, page: Page, endpoints: EndpointsFile | None) -> None:
+def test_sources(file: str, page: Page | None, endpoints: EndpointsFile | None) -> None:
     """Where the metrics and the endpoints come from."""
     sources = load(file, Pool()).sources
     assert (sources.page, sources.file) == (page, endpoints)
