@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from epp.replay.study import Plan, Report
 
 INTERRUPTED = 130
+WIDTH = 120
+"""Of the table where it isn't shown on a terminal."""
 
 _ABOUT = """Replays requests under several configurations, in virtual time: the decisions are made by the picker's own
 code and plugins, the engines are simulated. Writes a table, report.json, plots and one HTML page with all of it. See
@@ -128,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
         source.open(engines.count, plan.seeds[0])
     report = _with_progress(lambda measuring, replaying: run(plan, options.jobs, measuring, replaying))
     files = write(report, options.out, plots=not options.no_plots)
-    show(report, Console())
+    show(report, Console(width=None if sys.stdout.isatty() else WIDTH))
     print(f"{len(files)} files in {options.out}: {files[0].name}, {files[1].name}" + (", plots" if files[2:] else ""))
     return 0
 

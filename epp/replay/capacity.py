@@ -82,7 +82,7 @@ def estimate(workload: Workload, engines: Engines, batch: int = 16) -> float:
     prompt = sum(turn.prompt_tokens for turn in workload.turns) / count
     answer = sum(turn.answer.tokens for turn in workload.turns) / count
     token = cost.base / batch + cost.decode_sequence + cost.kv_token * prompt
-    seconds = cost.prefill_token * prompt * (1 - workload.texts.ideal_hit_ratio) + answer * token
+    seconds = cost.prefill_token * prompt * (1 - workload.texts.ideal_hit_ratio()) + answer * token
     return engines.total_speed / seconds
 
 

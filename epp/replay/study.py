@@ -8,7 +8,7 @@ from epp.errors import ConfigError
 from epp.replay.capacity import Capacity
 from epp.replay.options import Engines, View
 from epp.replay.policy import Policy
-from epp.replay.result import PLACE, Result, Row
+from epp.replay.result import PLACE, WARM_UP, Result, Row
 from epp.replay.runs import Case, Question, Source, Told, capacities, replay, rows
 
 OWN_PACE = "own"
@@ -60,7 +60,7 @@ class Panel:
 
     Attributes:
         capacity: what loads are shares of; None if it was said.
-        ideal_hit_ratio: of the first seed's workload.
+        ideal_hit_ratio: of the first seed's workload, after the warm-up.
         results: by load, then by policy in their order; each with one entry a seed.
     """
 
@@ -167,5 +167,5 @@ def _panels(plan: Plan, measured: Sequence[Capacity], todo: Sequence[Case], resu
                 rate = case.rate / case.load
         opened = source.open(engines.count, plan.seeds[0])
         known = measured[index] if measured else None
-        panels.append(Panel(opened.name, engines.count, rate, known, opened.texts.ideal_hit_ratio, found))
+        panels.append(Panel(opened.name, engines.count, rate, known, opened.texts.ideal_hit_ratio(WARM_UP), found))
     return panels

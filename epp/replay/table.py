@@ -13,15 +13,16 @@ def show(report: Report, console: Console) -> None:
     for panel in report.panels:
         title = f"{panel.workload}, {panel.engines} engines (times in ms)"
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+        rows = [row for row in report.rows if (row["workload"], row["engines"]) == (panel.workload, panel.engines)]
         for key, head in HEADS.items():
-            table.add_column(head, justify="left" if key == "policy" else "right", no_wrap=True)
-        before = None
-        for row in report.rows:
-            if (row["workload"], row["engines"]) != (panel.workload, panel.engines):
-                continue
-            if before is not None and row["load"] != before:
+            if key == "policy":
+                table.add_column(head, overflow="fold")
+            else:
+                width = max(len(head), *(len(shown(key, row[key])) for row in rows))
+                table.add_column(head, justify="right", no_wrap=True, min_width=width)
+        for before, row in zip((None, *rows), rows, strict=False):
+            if before is not None and row["load"] != before["load"]:
                 table.add_section()
-            before = row["load"]
             cells = [shown(key, row[key]) for key in HEADS]
             table.add_row(*cells, style="bold green" if report.best(row) else None)
         console.print(table)

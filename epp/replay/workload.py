@@ -91,36 +91,41 @@ class Texts:
 
     Attributes:
         nodes: for each turn the nodes of its pieces, the answer's last.
-        ideal_hit_ratio: the share of the prompts' tokens that one endless cache would have, each answer in it at once:
-            the most that routing can reach.
+        known: for each turn how many tokens of its prompt had been there before, in a prompt or an answer.
     """
 
     def __init__(self, turns: tuple[Turn, ...]) -> None:
-        known: dict[tuple[int, int, int], int] = {}  # the node of a text after so many tokens of another node
+        numbers: dict[tuple[int, int, int], int] = {}  # the node of a text after so many tokens of another node
         longest = [0]
-        hits = total = 0
         nodes: list[tuple[int, ...]] = []
+        known: list[int] = []
         for turn in turns:
             path: list[int] = []
-            node, length, matching = 0, 0, True
-            for piece in turn.prompt:
-                node = known.setdefault((node, length, piece.text), len(longest))
+            node, length, found, matching = 0, 0, 0, True
+            for piece in (*turn.prompt, turn.answer):
+                node = numbers.setdefault((node, length, piece.text), len(longest))
                 if node == len(longest):
                     longest.append(0)
-                if matching:
-                    hits += min(longest[node], piece.tokens)
-                    matching = longest[node] >= piece.tokens
-                longest[node] = max(longest[node], piece.tokens)
                 length = piece.tokens
-                total += length
+                if matching and len(path) < len(turn.prompt):
+                    found += min(longest[node], length)
+                    matching = longest[node] >= length
+                longest[node] = max(longest[node], length)
                 path.append(node)
-            node = known.setdefault((node, length, turn.answer.text), len(longest))
-            if node == len(longest):
-                longest.append(0)
-            longest[node] = max(longest[node], turn.answer.tokens)
-            nodes.append((*path, node))
+            nodes.append(tuple(path))
+            known.append(found)
+        self._tokens = [turn.prompt_tokens for turn in turns]
         self.nodes = tuple(nodes)
-        self.ideal_hit_ratio = hits / total
+        self.known = tuple(known)
+
+    def ideal_hit_ratio(self, warm_up: float = 0.0) -> float:
+        """The share of the prompts' tokens that one endless cache would have: the most that routing can reach.
+
+        Args:
+            warm_up: the share of the turns, the first ones, that is left out.
+        """
+        first = int(warm_up * len(self.known))
+        return sum(self.known[first:]) / sum(self._tokens[first:])
 
     def contents(self, index: int, turn: Turn, block: int) -> list[int]:
         """The contents of the context's full blocks, as the engine model wants them: equal for equal prefixes.

@@ -45,7 +45,7 @@ def test_a_log_is_read(tmp_path):
     assert [turn.answer.tokens for turn in found.turns] == [20, 30]
     assert found.turns[0].prompt[:4] == found.turns[1].prompt[:4]
     assert found.turns[0].prompt[4] != found.turns[1].prompt[4]
-    assert found.texts.ideal_hit_ratio == 256 / 1060
+    assert found.texts.ideal_hit_ratio() == 256 / 1060
 
 
 def test_an_answer_of_unknown_length_is_as_long_as_the_usual_one(tmp_path):

@@ -35,7 +35,8 @@ def test_a_trace_is_read(tmp_path, name):
     assert found.turns[0].prompt == (Piece(1, 512), Piece(2, 512), Piece(3, 76))
     assert [turn.answer.tokens for turn in found.turns] == [7, 1]
     assert found.turns[0].answer.text != found.turns[1].answer.text
-    assert found.texts.ideal_hit_ratio == 512 / 2124
+    assert found.texts.ideal_hit_ratio() == 512 / 2124
+    assert found.texts.ideal_hit_ratio(0.5) == 512 / 1024
 
 
 def test_a_trace_is_brought_into_the_order_of_its_times(tmp_path):
@@ -73,7 +74,7 @@ def test_the_published_trace_is_read():
         pytest.skip(f"there is no {file}: the traces are not part of the project")
     found = mooncake.load(file)
     assert len(found) == 3993
-    assert round(found.texts.ideal_hit_ratio, 2) == 0.65
+    assert round(found.texts.ideal_hit_ratio(), 2) == 0.65
 
 
 # --- generated
@@ -107,7 +108,7 @@ def test_shapes_have_the_lengths_and_the_sharing_that_they_are_described_by(said
     """Ranges of what one endless cache would have, and of the mean tokens of prompt and answer."""
     found = generate(said, 4, 1)
     count = len(found)
-    assert hits[0] <= found.texts.ideal_hit_ratio <= hits[1]
+    assert hits[0] <= found.texts.ideal_hit_ratio() <= hits[1]
     assert prompt[0] <= sum(turn.prompt_tokens for turn in found.turns) / count <= prompt[1]
     assert answer[0] <= sum(turn.answer.tokens for turn in found.turns) / count <= answer[1]
 
@@ -214,7 +215,7 @@ def test_the_next_turn_finds_the_answer():
     turns = (Turn(0, (asked,), answered), Turn(1, (asked, answered, Piece(3, 8)), Piece(4, 4)))
     texts = Workload("w", turns).texts
     assert texts.contents(0, turns[0], 4) == texts.contents(1, turns[1], 4)[:4]
-    assert texts.ideal_hit_ratio == 16 / 32
+    assert texts.ideal_hit_ratio() == 16 / 32
 
 
 @pytest.mark.parametrize(
