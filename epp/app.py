@@ -118,7 +118,8 @@ class App:
         self.models = self._models()
         self.polls = Polls(self.pool, self._poll_failed)
         self.pipeline = self._pipeline()
-        self.health = HealthService(self._ready, self._leads if options.ha_enable_leader_election else None)
+        elects = self.cluster is not None and options.ha_enable_leader_election
+        self.health = HealthService(self._ready, self._leads if elects else None)
         sent = options.grpc_max_send_msg_size
         self._grpc = self._grpc_server(
             ("grpc.max_receive_message_length", options.grpc_max_recv_msg_size),
@@ -270,6 +271,8 @@ class App:
     def _cluster(self) -> Cluster | None:
         discovery = self.configuration.router.sources.file is not None
         if not self._options.in_kubernetes(discovery=discovery):
+            if self._options.ha_enable_leader_election:
+                log.warning("--ha-enable-leader-election has no effect without Kubernetes: every replica is ready")
             return None
         changed = self._cluster_changed
         return Cluster(self._options, self.pool, self._random, on_pool=self._pool_changed, on_state=changed)

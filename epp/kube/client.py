@@ -5,7 +5,8 @@ except a token that is refused once, for it may just have been renewed.
 """
 
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from epp.kube.access import Access, CredentialError
 PAGE = 100
 """Objects of a list that are asked for at once: 100 pods are decoded in a few milliseconds."""
 
+_LONGEST_CONNECT = 10.0
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
@@ -120,14 +122,24 @@ class Api:
 
     Args:
         access: see `epp.kube.access.find`.
-        connect: seconds that a connection may take.
+        connect: seconds that a connection may take; see `connect_within`.
         timeout: seconds that an answer may take, watches excepted.
+        now: the monotonic clock, seconds.
     """
 
-    def __init__(self, access: Access, *, connect: float = 1.0, timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        access: Access,
+        *,
+        connect: float = 1.0,
+        timeout: float = 30.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.access = access
         self._connect = connect
         self._timeout = timeout
+        self._now = now
+        self._failing_since: float | None = None
         self._made: aiohttp.ClientSession | None = None
 
     def __repr__(self) -> str:
@@ -239,10 +251,11 @@ class Api:
                     data=None if body is None else msgspec.json.encode(body),
                     params=params,
                     headers=headers,
-                    timeout=aiohttp.ClientTimeout(total=within, sock_connect=self._connect),
+                    timeout=aiohttp.ClientTimeout(total=within, sock_connect=self.connect_within),
                     server_hostname=self.access.server_name or None,
                     allow_redirects=False,
                 ) as response:
+                    self._failing_since = None
                     if response.status == 401 and not last:
                         self.access.credentials.refused()
                         continue
@@ -253,9 +266,15 @@ class Api:
         except CredentialError as error:
             raise Unreachable(str(error)) from error
         except TimeoutError as error:
+            self._failed()
             raise Unreachable(f"{self.access.server}{path}: no answer in time") from error
         except (aiohttp.ClientError, OSError) as error:
+            self._failed()
             raise Unreachable(f"{self.access.server}: {error or type(error).__name__}") from error
+
+    def _failed(self) -> None:
+        if self._failing_since is None:
+            self._failing_since = self._now()
 
 
 def _plain(body: bytes) -> Any:

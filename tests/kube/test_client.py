@@ -7,6 +7,7 @@ import random
 import ssl
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -16,7 +17,7 @@ import yaml
 
 from epp.errors import ConfigError
 from epp.extproc.tls import Pair, self_signed
-from epp.kube.access import FileToken, find
+from epp.kube.access import Access, FileToken, FixedToken, find
 from epp.kube.client import PODS, POOLS, Api, ApiError, Resource, Unreachable
 from epp.kube.selectors import parse_selector
 from epp.kube.watch import Backoff, Object, Pace, Reflector
@@ -113,6 +114,19 @@ async def test_a_list_comes_in_pages_as_of_one_moment(fake: FakeApi, api: Api) -
         fake.remove(pod("p240"))
     assert seen == [f"p{i:03}" for i in range(250)]
     assert len([1 for verb, _ in fake.requests if verb == "list"]) == 3
+
+
+async def test_connections_may_take_longer_the_longer_there_was_none(fake: FakeApi) -> None:
+    now = 0.0
+    async with aclosing(Api(Access(fake.url, FixedToken()), now=lambda: now)) as api:
+        await fake.down()
+        for now, within in ((0.0, 1.0), (29.0, 1.0), (90.0, 3.0), (900.0, 10.0)):
+            with pytest.raises(Unreachable):
+                await api.list(PODS.path("default"))
+            assert api.connect_within == within
+        await fake.up()
+        await api.list(PODS.path("default"))
+        assert api.connect_within == 1.0
 
 
 async def test_what_is_served(fake: FakeApi, api: Api) -> None:
