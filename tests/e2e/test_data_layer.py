@@ -2,16 +2,25 @@
 
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import grpc
 import pytest
 from aiohttp import web
+from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingResponse
 
+from epp.extproc.events import BodyMode
+from epp.extproc.server import SERVICE
+from tests.e2e.harness import until
 from tests.e2e.process import DEADLINE, PORTS, Picker
+from tests.stream.envoy import send_request
+from tests.stream.messages import destination
+from tests.stream.picker import Stream
 
 pytestmark = pytest.mark.e2e
 
@@ -42,14 +51,14 @@ def configuration(folder: Path) -> str:
 
 
 @asynccontextmanager
-async def engine() -> AsyncIterator[int]:
+async def engine(path: str = "/stats", page: str = STATS) -> AsyncIterator[int]:
     """A server with a metrics page of its own kind; its port."""
 
     async def stats(_: web.Request) -> web.Response:
-        return web.Response(text=STATS)
+        return web.Response(text=page)
 
     app = web.Application()
-    app.router.add_get("/stats", stats)
+    app.router.add_get(path, stats)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -97,3 +106,46 @@ async def test_two_places(tmp_path: Path) -> None:
     async with serve(["--config-file", str(tmp_path / "config.json"), "--endpoints", "127.0.0.1:9"]) as picker:
         assert await picker.end() == 1
     assert "the model servers come from --endpoints and from dataLayer.discovery of the configuration" in picker.log[-1]
+
+
+def clusters(metric: str) -> str:
+    """A picker in front of two clusters' gateways, which goes by that metric of their pickers."""
+    plugins = [
+        {"type": "multicluster-metrics-data-source", "parameters": {"scheme": "http", "interval": "100ms"}},
+        {"type": "multicluster-metrics-extractor", "parameters": {"queueSizeMetric": metric}},
+        {"type": "multicluster-queue-scorer"},
+    ]
+    return json.dumps({"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig", "plugins": plugins})
+
+
+async def goes(channel: grpc.aio.Channel) -> str:
+    """Where a request goes."""
+    process = channel.stream_stream(
+        f"/{SERVICE}/Process",
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=ProcessingResponse.FromString,
+    )
+    stream = Stream(process())
+    found = destination((await send_request(stream, BodyMode.BUFFERED)).route)
+    await stream.rest()
+    return found
+
+
+async def test_clusters(tmp_path: Path) -> None:
+    """Their pages are fetched in place of engines' metrics; another metric is gone by as soon as the file says so."""
+    file = tmp_path / "config.json"
+    file.write_text(clusters("llm_d_epp_average_queue_size"))
+    pages = [f"llm_d_epp_average_queue_size {queue}\nother {9 - queue}\n" for queue in (9, 0)]
+    async with engine("/metrics", pages[0]) as busy, engine("/metrics", pages[1]) as idle:
+        endpoints = f"127.0.0.1:{busy},127.0.0.1:{idle}"
+        async with serve(["--config-file", str(file), "--endpoints", endpoints, "--secure-serving=false"]) as picker:
+            await picker.until_serving()
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{picker.grpc}") as channel:
+
+                async def all_to(port: int) -> bool:
+                    return {await goes(channel) for _ in range(8)} == {f"127.0.0.1:{port}"}
+
+                await until(lambda: all_to(idle), "the cluster with the shorter queue gets everything")
+                file.write_text(clusters("other"))
+                picker.process.send_signal(signal.SIGHUP)
+                await until(lambda: all_to(busy), "the other metric counts")
