@@ -5,10 +5,12 @@ What it does
     the requests after it, and gives the best endpoint 1, one that takes twice as long 1/2, and so on: least / own.
     There are no weights to tune: a cached prefix is worth the seconds that it saves, a queue costs those that it lasts.
 
-        seconds = wait + delay + answer
-        wait    = speed * ((pending + other + own) * token + start)
-        delay   = work * arrivals * (mean backlog + work) / (1 - busy),    work = speed * own * token
-        answer  = speed * answerTokens * (batch * member + held * read + step)
+        seconds = wait + delay + eviction + room + answer
+        wait     = speed * ((pending + other + own) * token + start)
+        delay    = work * arrivals * backlog / (1 - busy),    work = speed * own * token
+        eviction = work * full / (1 - full)
+        room     = duration * lacking / used
+        answer   = speed * answerTokens * (batch * member + held * read + step)
 
     - `pending`: uncached tokens of the prompts that we have sent there and that aren't computed yet. A pick adds its
       own at once, so that a burst spreads. They are worked off at the rate that is believed in, and are corrected by
@@ -17,10 +19,14 @@ What it does
     - `other`: what waits there that isn't ours, such as another replica's: the engine's queue at the last scrape beyond
       what we had there, at our mean size, worked off since: the older the scrape, the less is left of it.
     - `own`: the request's uncached tokens.
-    - `delay`: work that is done here and would be spared elsewhere is waited for by all who come before the engines are
-      idle again. `arrivals` a second an endpoint, the mean backlog in seconds and the share of time that engines are
-      `busy` with prompts are those of the pool, over the last half minute. So the fuller the pool, the more a cached
-      prefix is worth; idle engines make no difference.
+    - `delay`: work that is done here and would be spared elsewhere is waited for by those who come until the engines
+      are idle again, unless they find an idle one. `arrivals` a second an endpoint and the share of time that engines
+      are `busy` with prompts are those of the pool, over the last half minute; `backlog` is its mean, in seconds. So
+      the fuller the pool, the more a cached prefix is worth; while some are idle, this makes no difference.
+    - `eviction`: what is computed takes the place of something cached, that somebody may come back for; the less of the
+      KV cache is left to prefixes, the sooner. `full` is the share in use, with what is pending and this request.
+    - `room`: if that is more than there is, the seconds until enough has come free: by Little's law an engine frees
+      what is `used` once in the mean `duration` of a request.
     - `answer`: `batch` are the requests in flight there, `held` the tokens of their prompts, which decoding reads: both
       ours by our own count, and what the engine's page has beyond that (`running`, and the KV cache in use).
     - `token`, `start`, `member`, `read`, `step`: seconds a token to compute, a request at all, and of a step of
@@ -45,7 +51,7 @@ Writes
 Parameters
     - `prefillTokensPerSecond` (20000): what is believed of the engines before anything is observed. A wrong value
       matters for the first dozens of requests only.
-    - `answerTokens` (50): how much of the answer counts as waiting. 0 looks at the first token alone; more keeps
+    - `answerTokens` (75): how much of the answer counts as waiting. 0 looks at the first token alone; more keeps
       batches more equal, at the cost of prefix hits.
     - `prefixMatchInfoProducerName` (approx-prefix-cache-producer): whose figures to use.
 
@@ -109,6 +115,8 @@ WINDOW: Final = 30.0
 """Seconds over which arrivals and work are averaged."""
 BUSIEST: Final = 0.9
 """The share of time above which engines don't count as busier: beyond it the estimate says nothing any more."""
+FULLEST: Final = 0.95
+"""The share of the KV cache above which it doesn't count as fuller."""
 _EVERY: Final = 8  # observations between two fits
 _SAME: Final = 1e-6  # seconds by which the time of one scrape may seem to differ
 
@@ -211,7 +219,7 @@ class _Work:
         self.queues: list[deque[_Sent]] = []
         self.sent: dict[int, list[_Sent]] = {}  # by the decision's id, until its request has ended
         self.hears = False  # first bytes pass
-        self.mean_tokens = 0.0
+        self.mean_tokens = self.mean_duration = 0.0
         self._noise, self._observed = 0.1, 0  # the variance of log(observed / expected) within one endpoint
         self.hold(capacity - 1)
 
@@ -331,7 +339,7 @@ class WorkAheadScorer:
         """See the module's manual."""
 
         prefill_tokens_per_second: float = Field(default=20_000.0, gt=0.0)
-        answer_tokens: float = Field(default=50.0, ge=0.0)
+        answer_tokens: float = Field(default=75.0, ge=0.0)
         prefix_match_info_producer_name: str = APPROX_PREFIX_PRODUCER
 
     def __init__(self, parameters: Parameters, context: Context) -> None:
@@ -378,17 +386,31 @@ class WorkAheadScorer:
         tokens = work.pending(rows, c.now)
         if np.count_nonzero(rows[_OTHER]):
             tokens += np.maximum(rows[_OTHER] - (c.now - rows[_SEEN]) / (speed * token), 0.0)
-        backlog, work_of_own = float(tokens.mean()) * token, speed * own * token
+        backlog = float(tokens.mean()) * token
         batch, held = c[INFLIGHT_REQUESTS] + rows[_OTHER_REQUESTS], rows[_HELD] + rows[_OTHER_HELD]
         seconds: Floats = speed * (
             (tokens + own) * token + start + self._answer * (batch * member + held * read + step)
         )
         arrivals, busy = (rate / len(c) for rate in work.traffic.rates())
-        seconds += work_of_own * (work_of_own + backlog) * (arrivals / (1.0 - min(busy, BUSIEST)))
+        tokens += own
+        seconds += speed * own * (token * (arrivals * backlog / (1.0 - min(busy, BUSIEST))))
+        self._add_memory(seconds, tokens, speed * own * token, c)
         unknown = np.isnan(c[KV_USAGE])
         if np.count_nonzero(unknown) not in {0, len(c)}:
             seconds[unknown] = np.maximum(seconds[unknown], seconds[~unknown].min())
         return seconds
+
+    def _add_memory(self, seconds: Floats, tokens: Floats, computed: Floats, c: Candidates) -> None:
+        """Adds eviction and room, with so many tokens that are still to come into the cache."""
+        capacity = c[CACHE_BLOCKS] * c[CACHE_BLOCK_SIZE]
+        used = c[KV_USAGE] * capacity
+        wanted = used + tokens
+        full = np.minimum(wanted / np.maximum(capacity, 1.0), FULLEST)
+        seconds += np.fmax(computed * full / (1.0 - full), 0.0)  # 0 where usage or capacity is unknown
+        short = wanted > capacity
+        if np.count_nonzero(short):
+            short &= used > 0
+            seconds[short] += (wanted - capacity)[short] / used[short] * self._work.mean_duration
 
     def _own(self, request: Request, c: Candidates) -> Floats:
         own: Floats = request.prompt_tokens - np.fmax(c[self._matched], 0.0)
@@ -423,6 +445,8 @@ class WorkAheadScorer:
         """Nothing of it is left."""
         for sent in self._work.sent.pop(id(decision), ()):
             self._work.ended(sent)
+        if outcome.duration is not None:
+            self._work.mean_duration += (outcome.duration - self._work.mean_duration) / OWN_MEMORY
 
     def _take_scrapes(self, c: Candidates) -> None:
         """Takes into account what the engines have said since."""
