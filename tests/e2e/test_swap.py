@@ -19,6 +19,7 @@ from epp.extproc.events import BodyMode
 from epp.extproc.server import SERVICE
 from tests.e2e.harness import Picker, until
 from tests.e2e.upstream import Upstream
+from tests.e2e.versions import CONFIG, TAG
 from tests.stream.envoy import send_request, send_response
 from tests.stream.messages import CHAT, destination, set_headers
 from tests.stream.picker import Stream
@@ -29,25 +30,6 @@ SWAPS = 20
 WORKERS = 200
 LONG = 100
 CONNECTIONS = 4  # as many as Envoy has workers; gRPC takes a hundred streams on each
-TAG = """
-from collections.abc import Mapping
-from epp.plugin import Decision, Endpoint, Request
-
-class Tag:
-    def request_headers(self, request: Request, decision: Decision) -> Mapping[str, str]:
-        return {{"x-version": "{version}"}}
-
-    def response_headers(self, request: Request, decision: Decision, served: Endpoint) -> Mapping[str, str]:
-        return {{"x-version": "{version}"}}
-"""
-CONFIG = """
-apiVersion: llm-d.ai/v1alpha1
-kind: EndpointPickerConfig
-plugins: [{{type: ./tag.py}}, {{type: prefix-cache-scorer}}, {{type: active-request-scorer}}]
-schedulingProfiles:
-- name: default
-  plugins: [{{pluginRef: prefix-cache-scorer, weight: {weight}}}, {{pluginRef: active-request-scorer}}]
-"""
 
 
 def body(prompt: str) -> bytes:
@@ -115,7 +97,7 @@ class Client:
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[Client]:
-    (tmp_path / "config.yaml").write_text(CONFIG.format(weight=100))
+    (tmp_path / "config.yaml").write_text(CONFIG.format(version=100))
     (tmp_path / "tag.py").write_text(TAG.format(version=0))
     async with AsyncExitStack() as stack:
         upstreams = [await stack.enter_async_context(Upstream()) for _ in range(2)]
@@ -134,7 +116,7 @@ async def change(client: Client, folder: Path, number: int) -> None:
     elif number % 4:
         (folder / "tag.py").write_text(TAG.format(version=number))
     else:
-        (folder / "config.yaml").write_text(CONFIG.format(weight=100 + number))
+        (folder / "config.yaml").write_text(CONFIG.format(version=100 + number))
     await client.until_reloads(ok=number, failed=0)
 
 

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from tests.e2e.harness import Stage, completion, until
+from tests.e2e.versions import CONFIG, TAG
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -20,26 +21,6 @@ SWAPS, BROKEN = 20, 10
 EVERY = REQUESTS // (SWAPS + 1)
 LONG = 10
 """Every so many requests there is one whose answer takes longer than a swap."""
-
-TAG = """
-from collections.abc import Mapping
-from epp.plugin import Decision, Endpoint, Request
-
-class Tag:
-    def request_headers(self, request: Request, decision: Decision) -> Mapping[str, str]:
-        return {{"x-version": "{version}"}}
-
-    def response_headers(self, request: Request, decision: Decision, served: Endpoint) -> Mapping[str, str]:
-        return {{"x-version": "{version}"}}
-"""
-CONFIG = """
-apiVersion: llm-d.ai/v1alpha1
-kind: EndpointPickerConfig
-plugins: [{{type: ./tag.py}}, {{type: prefix-cache-scorer}}, {{type: active-request-scorer}}]
-schedulingProfiles:
-- name: default
-  plugins: [{{pluginRef: prefix-cache-scorer, weight: {version}}}, {{pluginRef: active-request-scorer}}]
-"""
 
 
 class Load:
