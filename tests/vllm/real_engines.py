@@ -11,7 +11,7 @@ import random
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -76,7 +76,7 @@ class RealEngine:
             *("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", self.address.rpartition(":")[2]),
             *("--max-model-len", str(CONTEXT), "--enforce-eager", "--dtype", "float32", "--enable-prefix-caching"),
             *("--block-size", str(BLOCK), "--num-gpu-blocks-override", str(BLOCKS), "--max-num-seqs", str(SEQS)),
-            *("--enable-prompt-tokens-details", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+            "--enable-prompt-tokens-details",
             *("--kv-events-config", json.dumps({"enable_kv_cache_events": True, "endpoint": endpoint})),
         ]
 
@@ -120,11 +120,12 @@ class RealEngine:
 
 @dataclass(frozen=True)
 class Gateway:
-    """Two real engines behind an Envoy and the picker."""
+    """Two real engines and the picker behind two Envoys: one in the standalone mode, one that shows the responses."""
 
     engines: list[RealEngine]
     picker: Picker
     envoy: str
+    showing: str
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -136,13 +137,11 @@ async def gateway() -> AsyncIterator[Gateway]:
         await asyncio.gather(*(engine.ready() for engine in engines))
         addresses = [engine.address for engine in engines]
         picker = await stack.enter_async_context(Picker(addresses))
-        options = EnvoyOptions(
-            listen=LOOPBACK,
-            endpoints=tuple(parse_address(address, "engine") for address in addresses),
-            picker=(picker.address,),
-        )
-        envoy = await stack.enter_async_context(EnvoyProcess(options))
-        yield Gateway(engines, picker, str(envoy.address))
+        endpoints = tuple(parse_address(address, "engine") for address in addresses)
+        standalone = EnvoyOptions(listen=LOOPBACK, endpoints=endpoints, picker=(picker.address,))
+        both = (standalone, replace(standalone, mode="full-duplex"))
+        envoys = [await stack.enter_async_context(EnvoyProcess(options)) for options in both]
+        yield Gateway(engines, picker, *(str(envoy.address) for envoy in envoys))
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -213,11 +212,7 @@ async def test_prefix_hits_grow_on_the_engine_that_has_the_prefix(gateway: Gatew
             assert sum(cached) == sum(grown)
             (home,) = [index for index, hits in enumerate(grown) if hits]
             homes.append(home)
-    sums = await gateway.picker.metrics()
-    assert sums["llm_d_epp_request_cached_tokens_sum"] == sum(
-        [await counted(address, "prefix_cache_hits") for address in addresses]
-    )
-    say(f"homes of the two prompts: {homes}")
+    say(f"two prompts, asked for four times each, went to engines {homes}")
 
 
 async def test_the_picker_sees_what_runs(gateway: Gateway) -> None:
@@ -237,20 +232,35 @@ async def test_the_picker_sees_what_runs(gateway: Gateway) -> None:
     assert (await gateway.picker.metrics())["llm_d_epp_ready_endpoints"] == 2
 
 
-async def test_streams_and_their_usage(gateway: Gateway) -> None:
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_answers_and_their_usage(gateway: Gateway, streamed: bool) -> None:
+    """The client gets the answer whole, and the picker reads the usage where Envoy shows it the response."""
+    body = chat(f"Tell me something, {streamed}, " + "and about the sea, " * 50, max_tokens=40)
+    if streamed:
+        body.update(stream=True, stream_options={"include_usage": True})
     before = await gateway.picker.metrics()
-    body = chat("Tell me something.", max_tokens=40, stream=True, stream_options={"include_usage": True})
-    async with client(gateway.envoy) as http, http.post(CHAT, json=body) as response:
-        assert response.headers["content-type"].startswith("text/event-stream")
-        events = (await response.text()).split("\n\n")
-    assert events[-2] == "data: [DONE]"
-    usage = json.loads(events[-3].removeprefix("data: "))["usage"]
-    assert usage["completion_tokens"] == 40
+    used = []
+    for _ in range(2):
+        async with client(gateway.showing) as http, http.post(CHAT, json=body) as response:
+            assert response.status == 200
+            text = await response.text()
+        if streamed:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            *_, last, done, rest = text.split("\n\n")
+            assert (done, rest) == ("data: [DONE]", "")
+            text = last.removeprefix("data: ")
+        used.append(json.loads(text)["usage"])
+        assert used[-1]["completion_tokens"] == 40
+    assert used[1]["prompt_tokens_details"]["cached_tokens"] > 0
     await until(gateway.picker.idle, "nothing is charged any more")
     after = await gateway.picker.metrics()
-    for name, value in (("output_tokens", 40), ("input_tokens", usage["prompt_tokens"])):
+    for name, values in (
+        ("output_tokens", [usage["completion_tokens"] for usage in used]),
+        ("input_tokens", [usage["prompt_tokens"] for usage in used]),
+        ("cached_tokens", [usage["prompt_tokens_details"]["cached_tokens"] for usage in used]),
+    ):
         key = f"llm_d_epp_request_{name}_sum"
-        assert after[key] - before[key] == value
+        assert after[key] - before.get(key, 0.0) == sum(values), name
 
 
 async def test_the_simulated_page_has_every_family_and_label(gateway: Gateway, simulated: EngineServer) -> None:
@@ -467,20 +477,25 @@ async def test_the_version_is_the_one_that_is_modelled(gateway: Gateway) -> None
 async def test_who_leaves_early_is_not_counted(gateway: Gateway, simulated: EngineServer) -> None:
     """A client that goes away leaves no trace in an engine's histograms of whole requests."""
     for address in (gateway.engines[0].address, simulated.address):
-        before = await page(address)
+        before = await whole(address)
+        tokens = await counted(address, "generation_tokens")
         body = chat("Hello.", max_tokens=1900, stream=True)
         async with client(address) as http, http.post(CHAT, json=body) as response:
             await response.content.readany()
+        await until(lambda address=address: alone(address), "the request is gone")
+        assert 0 < await counted(address, "generation_tokens") - tokens < 1900
+        assert await whole(address) == before
 
-        async def alone(address: str = address) -> bool:
-            samples = (await page(address))["vllm:num_requests_running"].samples
-            return all(sample.value == 0 for sample in samples)
 
-        await until(alone, "the request is gone")
-        after = await page(address)
-        for name in ("request_success", "e2e_request_latency_seconds", "request_params_n"):
-            whole = [
-                [s.value for s in each[f"vllm:{name}"].samples if s.name.endswith(("_total", "_count"))]
-                for each in (before, after)
-            ]
-            assert whole[0] == whole[1], name
+async def alone(address: str) -> bool:
+    """Whether nothing runs."""
+    return all(sample.value == 0 for sample in (await page(address))["vllm:num_requests_running"].samples)
+
+
+async def whole(address: str) -> dict[str, list[float]]:
+    """What is counted of whole requests."""
+    families = await page(address)
+    return {
+        name: [s.value for s in families[f"vllm:{name}"].samples if s.name.endswith(("_total", "_count"))]
+        for name in ("request_success", "e2e_request_latency_seconds", "request_params_n")
+    }
