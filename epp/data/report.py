@@ -108,7 +108,11 @@ class Reader:
 
 
 def _value(reading: Reading, found: Found) -> float | None:
-    samples = [sample for sample in found.get(reading.selector.name, ()) if reading.selector.matches(sample)]
+    samples = found.get(reading.selector.name, ())
+    if len(samples) == 1 and not reading.label and not reading.selector.labels:  # nearly always
+        value = samples[0].value
+        return value if math.isfinite(value) else math.nan
+    samples = [sample for sample in samples if reading.selector.matches(sample)]
     if reading.label:
         numbers = [(sample, _number(sample.labels.get(reading.label, ""))) for sample in samples]
         known = [(sample, number) for sample, number in numbers if not math.isnan(number)]

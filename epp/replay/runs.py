@@ -99,6 +99,26 @@ def replay(cases: Sequence[Case], jobs: int, told: Told = lambda _: None) -> lis
     return _spread(cases, jobs, told)
 
 
+def figures(cases: Sequence[Case], jobs: int, told: Told = lambda _: None) -> list[Row]:
+    """A row for each case, without what it comes from: thousands of replays fit into memory.
+
+    Raises:
+        ConfigError: see `simulate`.
+    """
+    return _spread([_Figures(case) for case in cases], jobs, told)
+
+
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """A case of which only the row is wanted."""
+
+    case: Case
+
+    def run(self, count: Callable[[int], None]) -> Row:
+        """Does it."""
+        return row(self.case.run(count), self.case.load)
+
+
 def capacities(questions: Sequence[Question], jobs: int, told: Told = lambda _: None) -> list[Capacity]:
     """Measures capacities; in the order of the questions.
 

@@ -14,9 +14,9 @@ from epp.cli.replay import main
 from epp.errors import ConfigError
 from epp.replay import Engines, Policy, View, capacity, generate, simulate
 from epp.replay.capacity import PRECISION, WITHIN, estimate
-from epp.replay.result import FIGURES, PLACE, WARM_UP, quantile
-from epp.replay.runs import Source
-from epp.replay.study import OWN_PACE, Plan, run
+from epp.replay.result import FIGURES, PLACE, WARM_UP, quantile, row
+from epp.replay.runs import Source, figures, replay
+from epp.replay.study import OWN_PACE, Plan, cases, run
 
 HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
 RANDOM = (
@@ -193,3 +193,9 @@ def test_what_should_be_known_is_remarked(tmp_path):
     broken = Policy("broken", text, tmp_path / "config.yaml")
     remarks = run(plan(policies=(broken,), capacity=20.0), 1).remarks
     assert remarks == ["broken: the plugin broken: raised, 40 times: it was left out there."]
+
+
+def test_rows_can_be_had_without_what_they_come_from():
+    """The same as from the results, in the order of the cases."""
+    todo = cases(plan(capacity=20.0, loads=(0.5, 1.0), seeds=(0, 1)), [])
+    assert figures(todo, 1) == [row(result, case.load) for case, result in zip(todo, replay(todo, 1), strict=True)]
