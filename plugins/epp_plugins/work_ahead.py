@@ -72,7 +72,7 @@ Where it departs from llm-d, and why
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice
-from math import exp, log
+from math import exp, inf, log
 from typing import Any, Final
 
 import numpy as np
@@ -194,18 +194,27 @@ class _Traffic:
     """What comes to the pool: requests a second, and the seconds of work in them, over the last `WINDOW`."""
 
     def __init__(self) -> None:
-        self._requests = self._work = self._mass = self._at = 0.0
+        self._requests = self._work = 0.0
+        self._seconds = 1.0  # over which they came: a second at least
+        self._at = -inf
 
     def add(self, work: float, now: float) -> None:
         """A request has come."""
-        kept = exp(min(self._at - now, 0.0) / WINDOW) if self._mass else 0.0
-        # The mass is what the sums would be had one come each second; a second at least, for rates of the first ones.
-        self._mass = WINDOW - (WINDOW - self._mass) * kept if self._mass else 1.0
-        self._requests, self._work, self._at = self._requests * kept + 1.0, self._work * kept + work, now
+        self._fade(now)
+        self._requests += 1.0
+        self._work += work
 
-    def rates(self) -> tuple[float, float]:
-        """Requests a second, seconds of work a second; as of the last request."""
-        return (self._requests / self._mass, self._work / self._mass) if self._mass else (0.0, 0.0)
+    def rates(self, now: float) -> tuple[float, float]:
+        """Requests a second, seconds of work a second."""
+        self._fade(now)
+        return self._requests / self._seconds, self._work / self._seconds
+
+    def _fade(self, now: float) -> None:
+        if now > self._at > -inf:
+            kept = exp((self._at - now) / WINDOW)
+            self._requests, self._work = self._requests * kept, self._work * kept
+            self._seconds = WINDOW - (WINDOW - self._seconds) * kept
+        self._at = max(self._at, now)
 
 
 class _Work:
@@ -231,7 +240,7 @@ class _Work:
         missing = slot + 1 - self.rows.shape[1]
         if missing > 0:
             more = np.zeros((_ROWS, missing))
-            more[_SPEED], more[_SEEN] = 1.0, -np.inf
+            more[_SPEED], more[_SEEN] = 1.0, -inf
             self.rows = np.concatenate([self.rows, more], axis=1)
             self.queues += [deque() for _ in range(missing)]
 
@@ -242,7 +251,7 @@ class _Work:
                 sent.queued, sent.slot = False, -1
             self.queues[slot] = deque()
             self.rows[:, slot] = 0.0
-            self.rows[_SPEED, slot], self.rows[_SEEN, slot] = 1.0, -np.inf
+            self.rows[_SPEED, slot], self.rows[_SEEN, slot] = 1.0, -inf
 
     # --- what is pending
 
@@ -345,7 +354,7 @@ class WorkAheadScorer:
     def __init__(self, parameters: Parameters, context: Context) -> None:
         self._matched = matched_tokens(parameters.prefix_match_info_producer_name or APPROX_PREFIX_PRODUCER)
         self.reads = (self._matched,)
-        self._answer = parameters.answer_tokens
+        self._answer, self._now = parameters.answer_tokens, context.now
         rate = parameters.prefill_tokens_per_second
         self._work = context.state(rate, lambda: _Work(rate, len(context.pool.endpoints)))
         self._scored: tuple[Request, Ints, Floats] | None = None  # the last one, with its own tokens by slot
@@ -364,7 +373,7 @@ class WorkAheadScorer:
         work = self._work
         start, token = work.first.rates
         step, member, read = work.gap.rates
-        arrivals, busy = work.traffic.rates()
+        arrivals, busy = work.traffic.rates(self._now())
         return {
             "seconds_a_request": start,
             "tokens_a_second": 1.0 / token,
@@ -391,7 +400,7 @@ class WorkAheadScorer:
         seconds: Floats = speed * (
             (tokens + own) * token + start + self._answer * (batch * member + held * read + step)
         )
-        arrivals, busy = (rate / len(c) for rate in work.traffic.rates())
+        arrivals, busy = (rate / len(c) for rate in work.traffic.rates(c.now))
         tokens += own
         seconds += speed * own * (token * (arrivals * backlog / (1.0 - min(busy, BUSIEST))))
         self._add_memory(seconds, tokens, speed * own * token, c)
@@ -475,7 +484,7 @@ class WorkAheadScorer:
         """Where responses don't pass, the engines' counts of first tokens say which prompts are done."""
         work, rows = self._work, self._work.rows
         if not work.hears:
-            for index in np.flatnonzero((rows[_SEEN, slots] > -np.inf) & (counts > rows[_COUNT, slots])):
+            for index in np.flatnonzero((rows[_SEEN, slots] > -inf) & (counts > rows[_COUNT, slots])):
                 slot, at = int(slots[index]), float(scraped[index])
                 count = int(counts[index] - rows[_COUNT, slot])
                 work.first_tokens(slot, count, float(seconds[index] - rows[_SECONDS, slot]) / count, at)
@@ -485,7 +494,7 @@ class WorkAheadScorer:
         """What steps have taken since the last scrapes where nothing but decoding went on: one observation of all."""
         work, rows = self._work, self._work.rows
         grown = gaps - rows[_GAPS, slots]
-        use = decoding & (rows[_SEEN, slots] > -np.inf) & (grown > 0) & (running > 0)
+        use = decoding & (rows[_SEEN, slots] > -inf) & (grown > 0) & (running > 0)
         if np.count_nonzero(use):
             share = grown[use] / grown[use].sum()
             each = (seconds - rows[_GAP_SECONDS, slots])[use] / grown[use] / rows[_SPEED, slots[use]]
