@@ -128,15 +128,15 @@ _SAME: Final = 1e-6  # seconds by which the time of one scrape may seem to diffe
     _HIGH,
     _SPEED,
     _HELD,  # tokens of our prompts in flight
+    _SEEN,  # the time of the last scrape that has been taken into account
+    _OTHER,  # what isn't ours, at _SEEN: tokens that wait, requests, tokens held
+    _OTHER_REQUESTS,
+    _OTHER_HELD,
     _QUEUED,  # our prompts that aren't known to be done
     _MOST_QUEUED,  # the highest number of them, of our requests and of their tokens since the last scrape
     _MOST_INFLIGHT,
     _MOST_HELD,
-    _OTHER,  # what isn't ours, at _SEEN: tokens that wait, requests, tokens held
-    _OTHER_REQUESTS,
-    _OTHER_HELD,
-    _SEEN,  # the time of the last scrape that has been taken into account
-    _COUNT,  # what it said: first tokens, their seconds, gaps between tokens, their seconds
+    _COUNT,  # what the last scrape said: first tokens, their seconds, gaps between tokens, their seconds
     _SECONDS,
     _GAPS,
     _GAP_SECONDS,
@@ -144,6 +144,7 @@ _SAME: Final = 1e-6  # seconds by which the time of one scrape may seem to diffe
     _LOG,
     _ROWS,
 ) = range(21)
+_SCORED: Final = _QUEUED  # the rows before it are what a score is made of
 
 
 @dataclass(slots=True, eq=False)
@@ -264,21 +265,22 @@ class _Work:
 
     def pending_at(self, slot: int, now: float) -> float:
         """The same for one slot."""
-        tokens, at, low, high, speed = map(float, self.rows[:5, slot])
-        return min(max(tokens - (now - at) / (speed * self.first.rates[1]), low), high)
+        tokens, at, low, high, speed = self.rows[: _SPEED + 1, slot].tolist()
+        return float(min(max(tokens - (now - at) / (speed * self.first.rates[1]), low), high))
 
     def charge(self, sent: _Sent) -> None:
         """A request is on its way."""
         rows, slot = self.rows, sent.slot
         self.mean_tokens += (sent.tokens - self.mean_tokens) / OWN_MEMORY
         self.traffic.add(sent.tokens * self.first.rates[1] * float(rows[_SPEED, slot]), sent.at)
+        held, queued = rows[_HELD, slot] + sent.prompt, rows[_QUEUED, slot] + 1.0
+        for row, most in ((_MOST_QUEUED, queued), (_MOST_INFLIGHT, sent.batch + 1.0), (_MOST_HELD, held)):
+            if most > rows[row, slot]:
+                rows[row, slot] = most
+        rows[_HELD, slot], rows[_QUEUED, slot] = held, queued
         rows[_TOKENS, slot], rows[_AT, slot] = sent.ahead, sent.at
-        self.queues[slot].append(sent)
         rows[_HIGH, slot] += sent.tokens
-        rows[_HELD, slot] += sent.prompt
-        rows[_QUEUED, slot] += 1.0
-        most = rows[_MOST_QUEUED : _MOST_HELD + 1, slot]
-        np.maximum(most, (rows[_QUEUED, slot], sent.batch + 1.0, rows[_HELD, slot]), out=most)
+        self.queues[slot].append(sent)
         self._bound(slot)
 
     def computed(self, sent: _Sent, now: float) -> None:
@@ -362,10 +364,10 @@ class WorkAheadScorer:
 
     def score(self, request: Request, c: Candidates) -> Floats:
         """Least seconds / seconds, shape (n,)."""
-        self._work.hold(int(c.slots.max()))
+        self._work.hold(int(np.maximum.reduce(c.slots)))
         self._take_scrapes(c)
         seconds = self._seconds(request, c)
-        points: Floats = seconds.min() / seconds
+        points: Floats = np.minimum.reduce(seconds) / seconds
         return points
 
     def state(self) -> dict[str, Any]:
@@ -387,7 +389,7 @@ class WorkAheadScorer:
 
     def _seconds(self, request: Request, c: Candidates) -> Floats:
         """The manual's formula, shape (n,)."""
-        work, rows = self._work, self._work.rows[:, c.slots]
+        work, rows = self._work, self._work.rows[:_SCORED].take(c.slots, axis=1)
         start, token = work.first.rates
         step, member, read = work.gap.rates
         own, speed = self._own(request, c), rows[_SPEED]
@@ -395,15 +397,14 @@ class WorkAheadScorer:
         tokens = work.pending(rows, c.now)
         if np.count_nonzero(rows[_OTHER]):
             tokens += np.maximum(rows[_OTHER] - (c.now - rows[_SEEN]) / (speed * token), 0.0)
-        backlog = float(tokens.mean()) * token
+        backlog = float(np.add.reduce(tokens)) / len(c) * token
         batch, held = c[INFLIGHT_REQUESTS] + rows[_OTHER_REQUESTS], rows[_HELD] + rows[_OTHER_HELD]
-        seconds: Floats = speed * (
-            (tokens + own) * token + start + self._answer * (batch * member + held * read + step)
-        )
+        answer = batch * (self._answer * member) + held * (self._answer * read)
+        seconds: Floats = speed * ((tokens + own) * token + answer + (start + self._answer * step))
         arrivals, busy = (rate / len(c) for rate in work.traffic.rates(c.now))
-        tokens += own
-        seconds += speed * own * (token * (arrivals * backlog / (1.0 - min(busy, BUSIEST))))
-        self._add_memory(seconds, tokens, speed * own * token, c)
+        computed, tokens = speed * own * token, tokens + own
+        seconds += computed * (arrivals * backlog / (1.0 - min(busy, BUSIEST)))
+        self._add_memory(seconds, tokens, computed, c)
         unknown = np.isnan(c[KV_USAGE])
         if np.count_nonzero(unknown) not in {0, len(c)}:
             seconds[unknown] = np.maximum(seconds[unknown], seconds[~unknown].min())
@@ -428,13 +429,14 @@ class WorkAheadScorer:
     def picked(self, request: Request, decision: Decision, c: Candidates) -> None:
         """Charges the targets of all profiles."""
         work, scored = self._work, self._scored
+        inflight = c[INFLIGHT_REQUESTS]
         own = scored[2] if scored and scored[0] is request and scored[1] is c.slots else self._own(request, c)
         self._scored = None
         sent = work.sent[id(decision)] = []
         for slot in {pick.slots[0] for pick in decision.picks.values()}:
             work.hold(slot)
             index = int((c.slots == slot).argmax())
-            tokens, batch, prompt = float(own[index]), float(c[INFLIGHT_REQUESTS][index]), request.prompt_tokens
+            tokens, batch, prompt = float(own[index]), float(inflight[index]), request.prompt_tokens
             ahead = tokens + work.pending_at(slot, c.now)
             sent.append(_Sent(slot, c.now, tokens, ahead, batch, prompt, request.body.stream))
             work.charge(sent[-1])
@@ -461,10 +463,10 @@ class WorkAheadScorer:
         """Takes into account what the engines have said since."""
         work = self._work
         scraped = c.now - c.ages
-        new = np.flatnonzero(scraped > work.rows[_SEEN, c.slots] + _SAME)
-        new = new if c.all_fresh else new[c.fresh[new]]
-        if not len(new):
+        later = scraped > work.rows[_SEEN].take(c.slots) + _SAME
+        if not np.count_nonzero(later):
             return
+        new = np.flatnonzero(later & c.fresh)
         slots, rows = c.slots[new], work.rows
         counts, waiting = c[FIRST_TOKENS][new], np.fmax(c[WAITING][new], 0.0)
         decoding = (waiting == 0) & (rows[_MOST_QUEUED, slots] == 0) & (counts == rows[_COUNT, slots])
