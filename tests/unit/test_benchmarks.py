@@ -43,3 +43,11 @@ def test_a_smoke_run_of_the_plugins():
     kinds |= {"parser"}
     assert {name for name in registry.types if kinds & set(registry.find(name).kinds)} <= set(printed)
     assert all(set(row) == {"10", "100", "1000"} and min(row.values()) > 0 for row in printed.values())
+
+
+def test_a_smoke_run_of_the_replay():
+    """CPU time of a replay, and of each of its requests."""
+    command = [sys.executable, str(BENCHMARKS / "replay.py"), "--smoke", "--json"]
+    printed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert [row["requests"] for row in printed] == [20]
+    assert all(row["cpu_s"] > 0 and row["us_a_request"] > 0 for row in printed)
