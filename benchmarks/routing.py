@@ -41,7 +41,7 @@ WORKLOADS = {
     "mooncake": {8: str(TRACE), 64: str(TRACE)},
     "shared-prompts": {8: "shared-prompts:groups=20", 64: "shared-prompts:groups=6"},
     "chat": {8: "chat:requests=120,sessions=30", 64: "chat:requests=40,sessions=12"},
-    "agents": {8: "agents:requests=60,sessions=10", 64: "agents:requests=20,sessions=8"},
+    "agents": {8: "agents:requests=60,sessions=20", 64: "agents:requests=25,sessions=12"},
     "unshared": {8: "unshared:requests=120", 64: "unshared:requests=40"},
 }
 """What is replayed, by the number of engines; the numbers are for each engine."""
@@ -102,7 +102,8 @@ def rates(plan: Plan, anew: bool) -> dict[str, float]:
     missing = [place for place in dict.fromkeys(places) if key_of(*place) not in known]
     strong = tuple(map(policy, STRONG))
     questions = [Question(source, Engines(engines), strong, 0, View()) for source, engines in missing]
-    for place, found in zip(missing, capacities(questions, plan.jobs), strict=True):
+    measured = capacities(questions, plan.jobs) if questions else []
+    for place, found in zip(missing, measured, strict=True):
         known[key_of(*place)] = round(found.rate, 4)
     return known
 

@@ -1,5 +1,6 @@
 """The benchmarks of the decision run, so that they don't rot."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -51,3 +52,30 @@ def test_a_smoke_run_of_the_replay():
     printed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert [row["requests"] for row in printed] == [20]
     assert all(row["cpu_s"] > 0 and row["us_a_request"] > 0 for row in printed)
+
+
+def test_a_smoke_run_of_the_routing():
+    """A row for each policy, with the keys of `epp replay`'s report."""
+    command = [sys.executable, str(BENCHMARKS / "routing.py"), "--smoke", "--json"]
+    printed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert [row["policy"] for row in printed] == ["random", "least-request", "default"]
+    times = ("ttft_p50_ms", "ttft_p90_ms", "ttft_p99_ms", "e2e_p90_ms", "itl_p90_ms")
+    others = {"workload", "engines", "load", "policy", "hit_ratio", "max_over_mean_load"}
+    assert all(set(row) == {*times, *others} and min(row[key] for key in times) > 0 for row in printed)
+
+
+def test_the_routing_benchmark_judges_by_pairs():
+    """A ratio is over the seeds of both; worse is what is worse beyond chance."""
+    spec = importlib.util.spec_from_file_location("routing", BENCHMARKS / "routing.py")
+    routing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(routing)
+    theirs = [{"ttft_p90_ms": value} for value in (100.0, 200.0, 300.0)]
+    alike = [{"ttft_p90_ms": value} for value in (80.0, 230.0, 310.0)]
+    slower = [{"ttft_p90_ms": value} for value in (110.0, 221.0, 332.0)]
+    mean, low, high = routing.ratio(slower, theirs)
+    assert low < mean < high
+    assert mean == pytest.approx(1.1, abs=0.01)
+    place = ("chat", 8, 0.5)
+    assert routing.lost({place: {"default": alike, "lmetric": theirs}}, "default") == []
+    assert len(routing.lost({place: {"default": slower, "lmetric": theirs}}, "default")) == 1
+    assert routing.best({"default": alike, "lmetric": theirs, "random": slower}) == "lmetric"
