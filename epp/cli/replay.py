@@ -100,7 +100,8 @@ def _add_view(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"between two scrapes of an engine (%(default)s, stretched to {usual.budget:g} scrapes a second in all)",
     )
-    add("--no-responses", action="store_true", help="of a response only its end, as with response bodies skipped")
+    shown = "of a response beside its end: bodies, as in Envoy's full duplex; headers, as in the standalone mode; none"
+    add("--responses", choices=["bodies", "headers", "none"], default="bodies", help=f"{shown} (%(default)s)")
 
 
 class _List(argparse.Action):
@@ -176,7 +177,7 @@ def _plan(options: argparse.Namespace) -> "Plan":
         view=View(
             scrapes=not options.no_scrapes,
             scrape=ScrapeOptions(interval=options.scrape_interval),
-            responses=not options.no_responses,
+            responses=options.responses,
         ),
         capacity=options.capacity,
     )

@@ -1,11 +1,14 @@
 """What a replay is told, beside the workload: the engines, and how the picker hears of them."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from epp.data.client import ScrapeOptions
 from epp.engine.model import ModelConfig
 from epp.engine.profiles import PROFILES
 from epp.errors import ConfigError
+
+Responses = Literal["bodies", "headers", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +79,11 @@ class View:
         scrape: interval, budget and timeout, as `epp serve` has them by default.
         scrape_delay: seconds between the state that a page shows and the moment that the picker knows it: at least the
             first, and the second on the average beyond that (exponential).
-        responses: whether response headers and bodies pass through the picker; if not, it sees their end only.
+        responses: what of a response passes through the picker, beside its end: `bodies`, as Envoy sends them in full
+            duplex; `headers`, as in `epp envoy`'s standalone mode; or `none` of it.
     """
 
     scrapes: bool = True
     scrape: ScrapeOptions = field(default_factory=ScrapeOptions)
     scrape_delay: tuple[float, float] = (0.003, 0.004)
-    responses: bool = True
+    responses: Responses = "bodies"

@@ -182,7 +182,7 @@ class Picker:
             routed.exchange.response_metadata()
 
     def ended(self, routed: Routed, *, seen: bool) -> None:
-        """The stream has ended; `seen` tells whether its response has passed."""
+        """The stream has ended; `seen` tells whether its body has passed."""
         routed.exchange.close("ended", complete=True if seen else None)
 
 

@@ -82,6 +82,7 @@ class _Simulation:
     ) -> None:
         self._policy, self._workload, self._given, self._rate, self._seed = policy, workload, engines, rate, seed
         self._view, self._tick = view, tick
+        self._bodies = view.responses == "bodies"
         self._scale = workload.rate / rate
         self._clock = Clock()
         self._random = Random(f"{seed}/scrapes")
@@ -154,7 +155,7 @@ class _Simulation:
             return
         requests.endpoint[index] = routed.endpoint
         self._routed[name] = (index, routed)
-        if self._view.responses:
+        if self._view.responses != "none":
             self._picker.response_headers(routed)
         contents = self._workload.texts.contents(index, turn, self._block)
         self._catch_up(routed.endpoint)
@@ -199,7 +200,7 @@ class _Simulation:
         self._preemptions += len(batch.preempted)
         if batch.decode_sequences:
             self._gaps.append((batch.elapsed(result.steps) / result.steps, batch.decode_sequences * result.steps))
-        if batch.prefill_tokens and self._view.responses:
+        if batch.prefill_tokens and self._bodies:
             for sequence in result.produced:
                 if sequence.produced == 1:
                     self._picker.first_token(self._routed[sequence.request.request_id][1])
@@ -211,9 +212,9 @@ class _Simulation:
             requests.ended[index] = sequence.last_token
             requests.cached_tokens[index] = sequence.cached_tokens
             requests.answer_tokens[index] = sequence.produced
-            if self._view.responses:
+            if self._bodies:
                 self._picker.last_token(routed, asked.prompt_tokens, sequence.produced, sequence.cached_tokens)
-            self._picker.ended(routed, seen=self._view.responses)
+            self._picker.ended(routed, seen=self._bodies)
             self._done(index)
 
     # --- scrapes

@@ -123,6 +123,28 @@ def test_the_picker_knows_the_engines_by_scrapes_alone():
     assert blind.assigned.sum() == len(busy)
 
 
+@pytest.mark.parametrize(
+    ("responses", "heard"), [("bodies", "headers first done"), ("headers", "headers done"), ("none", "done")]
+)
+def test_the_picker_sees_as_much_of_responses_as_it_is_shown(tmp_path, responses, heard):
+    """With bodies the usage, too; what was charged is released at the end in any case."""
+    (tmp_path / "listening.py").write_text(
+        "from pathlib import Path\n\n\nclass Listening:\n"
+        f"    file = Path({str(tmp_path / 'heard')!r})\n\n"
+        "    def note(self, text):\n"
+        "        with self.file.open('a') as out:\n            out.write(text + ' ')\n\n"
+        "    def score(self, request, c):\n        return c.fresh * 1.0\n\n"
+        "    def response_headers(self, request, decision, served):\n"
+        "        self.note('headers')\n        return {}\n\n"
+        "    def first_byte(self, request, decision, now):\n        self.note('first')\n\n"
+        "    def done(self, request, decision, outcome, now):\n"
+        "        self.note('done')\n        self.note(str(outcome.usage.completion_tokens))\n"
+    )
+    listening = policy("./listening.py", origin=tmp_path / "config.yaml")
+    simulate(listening, turns((0, 100, 7)), TINY, 1.0, view=View(responses=responses))
+    assert (tmp_path / "heard").read_text() == f"{heard} {7 if responses == 'bodies' else None} "
+
+
 def test_engines_of_unequal_speed():
     """The slow one takes twice the time; a policy that looks at what is in flight gives it less."""
     engines = replace(TINY, count=2, speeds=(1.0, 0.5), jitter=0.0)
