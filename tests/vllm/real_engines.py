@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import aiohttp
 import msgspec
+import numpy as np
 import pytest
 import pytest_asyncio
 import zmq
@@ -39,6 +40,7 @@ STARTING = 300.0
 MODEL = "llama-8b"
 BLOCK = 32
 BLOCKS = 80
+MANY_BLOCKS = 1600
 CONTEXT = 2048
 SEQS = 16
 CHAT = "/v1/chat/completions"
@@ -55,14 +57,15 @@ ENVIRONMENT = {
 
 
 class RealEngine:
-    """`vllm serve` as a process.
+    """`vllm serve` as a process, with so many KV blocks.
 
     Attributes:
         address: `ip:port`.
         events: where it publishes KV events.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int) -> None:
+        self._blocks = blocks
         self.address = f"127.0.0.1:{free_port()}"
         self.events = f"tcp://127.0.0.1:{free_port()}"
         self._process: asyncio.subprocess.Process | None = None
@@ -75,7 +78,7 @@ class RealEngine:
             *(str(HOME / "bin" / "vllm"), "serve", f"./{install.MODEL}", "--load-format", "dummy"),
             *("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", self.address.rpartition(":")[2]),
             *("--max-model-len", str(CONTEXT), "--enforce-eager", "--dtype", "float32", "--enable-prefix-caching"),
-            *("--block-size", str(BLOCK), "--num-gpu-blocks-override", str(BLOCKS), "--max-num-seqs", str(SEQS)),
+            *("--block-size", str(BLOCK), "--num-gpu-blocks-override", str(self._blocks), "--max-num-seqs", str(SEQS)),
             "--enable-prompt-tokens-details",
             *("--kv-events-config", json.dumps({"enable_kv_cache_events": True, "endpoint": endpoint})),
         ]
@@ -133,7 +136,7 @@ async def gateway() -> AsyncIterator[Gateway]:
     if not (HOME / "bin" / "vllm").exists():
         pytest.skip("no vLLM in .vllm: run `make test-vllm`, which installs it")
     async with AsyncExitStack() as stack:
-        engines = [await stack.enter_async_context(RealEngine()) for _ in range(2)]
+        engines = [await stack.enter_async_context(RealEngine(blocks)) for blocks in (BLOCKS, MANY_BLOCKS)]
         await asyncio.gather(*(engine.ready() for engine in engines))
         addresses = [engine.address for engine in engines]
         picker = await stack.enter_async_context(Picker(addresses))
@@ -499,3 +502,52 @@ async def whole(address: str) -> dict[str, list[float]]:
         name: [s.value for s in families[f"vllm:{name}"].samples if s.name.endswith(("_total", "_count"))]
         for name in ("request_success", "e2e_request_latency_seconds", "request_params_n")
     }
+
+
+async def test_the_time_of_a_step_has_the_form_of_the_models(gateway: Gateway) -> None:
+    """base + a * prefill tokens + b * decoding sequences + c * tokens of context, fitted to what a real engine takes.
+
+    Its own clock counts: tokens reach the client in bunches. The fit minimises relative errors. What is asserted is
+    loose: the machine has other work, and two cores.
+    """
+    rng = random.Random(3)
+    address = gateway.engines[1].address
+    rows: list[tuple[float, int, int, int]] = []
+    async with client(address) as http:
+
+        async def mean(histogram: str, prompts: list[list[int]], length: int) -> float:
+            """Of what the engine observes while it answers these prompts, all at once."""
+            before = await observed(address, histogram)
+            bodies = [{"prompt": prompt, "max_tokens": length, "ignore_eos": True} for prompt in prompts]
+            await asyncio.gather(*(post(http, COMPLETIONS, body) for body in bodies))
+            count, total = await observed(address, histogram)
+            return (total - before[1]) / (count - before[0])
+
+        def prompts(count: int, length: int) -> list[list[int]]:
+            return [[rng.randrange(4, 4000) for _ in range(length)] for _ in range(count)]
+
+        for prompt in (200, 400, 800, 1200, 1600, 2000):
+            times = [await mean("request_prefill_time_seconds", prompts(1, prompt), 1) for _ in range(4)]
+            rows.append((min(times), prompt, 0, 0))
+        for batch in (1, 4, 8, 16):
+            for context in (50, 500, 1500):
+                cached = prompts(batch, context)
+                await mean("inter_token_latency_seconds", cached, 2)
+                times = [await mean("inter_token_latency_seconds", cached, 60) for _ in range(2)]
+                rows.append((min(times), 0, batch, batch * (context + 30)))
+    measured = np.array([row[0] for row in rows])
+    terms = np.array([(1, *row[1:]) for row in rows]) / measured[:, None]
+    cost, *_ = np.linalg.lstsq(terms, np.ones(len(rows)), rcond=None)
+    errors = np.abs(terms @ cost - 1)
+    say(
+        f"base {cost[0] * 1e3:.1f} ms, {cost[1] * 1e6:.0f} us a prefill token, {cost[2] * 1e6:.0f} us a sequence, "
+        f"{cost[3] * 1e9:.0f} ns a token of context: off by {np.median(errors):.0%} in the median of {len(rows)}, "
+        f"by {errors.max():.0%} at most"
+    )
+    assert np.median(errors) < 0.25
+
+
+async def observed(address: str, histogram: str) -> tuple[float, float]:
+    """Count and sum of a histogram."""
+    samples = {sample.name: sample.value for sample in (await page(address))[f"vllm:{histogram}"].samples}
+    return samples[f"vllm:{histogram}_count"], samples[f"vllm:{histogram}_sum"]
