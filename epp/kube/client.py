@@ -161,6 +161,16 @@ class Api:
             )
         return self._made
 
+    @property
+    def connect_within(self) -> float:
+        """Seconds that the next connection may take.
+
+        Few at first, for a packet that is lost while the API server comes back must not cost its time; more the longer
+        no connection has come about, as some API servers are reached through slow tunnels.
+        """
+        failing = 0.0 if self._failing_since is None else self._now() - self._failing_since
+        return max(self._connect, min(failing / 30.0, _LONGEST_CONNECT))
+
     async def request(self, method: str, path: str, body: Any = None, params: Mapping[str, str] | None = None) -> bytes:
         """The answer's body.
 

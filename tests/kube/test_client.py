@@ -120,7 +120,8 @@ async def test_connections_may_take_longer_the_longer_there_was_none(fake: FakeA
     now = 0.0
     async with aclosing(Api(Access(fake.url, FixedToken()), now=lambda: now)) as api:
         await fake.down()
-        for now, within in ((0.0, 1.0), (29.0, 1.0), (90.0, 3.0), (900.0, 10.0)):
+        for later, within in ((0.0, 1.0), (29.0, 1.0), (90.0, 3.0), (900.0, 10.0)):
+            now = later
             with pytest.raises(Unreachable):
                 await api.list(PODS.path("default"))
             assert api.connect_within == within
