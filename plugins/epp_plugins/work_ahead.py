@@ -7,8 +7,8 @@ What it does
 
         seconds = wait + delay + eviction + room + answer
         wait     = speed * ((pending + other + own) * token + start)
-        delay    = work * arrivals * backlog / (1 - busy),    work = speed * own * token
-        eviction = work * full / (1 - full)
+        delay    = work * arrivals * backlog / (1 - busy),    work = own * token
+        eviction = work * repeated * full / (1 - full)
         room     = duration * lacking / used
         answer   = speed * answerTokens * (batch * member + held * read + step)
 
@@ -21,10 +21,13 @@ What it does
     - `own`: the request's uncached tokens.
     - `delay`: work that is done here and would be spared elsewhere is waited for by those who come until the engines
       are idle again, unless they find an idle one. `arrivals` a second an endpoint and the share of time that engines
-      are `busy` with prompts are those of the pool, over the last half minute; `backlog` is its mean, in seconds. So
-      the fuller the pool, the more a cached prefix is worth; while some are idle, this makes no difference.
-    - `eviction`: what is computed takes the place of something cached, that somebody may come back for; the less of the
-      KV cache is left to prefixes, the sooner. `full` is the share in use, with what is pending and this request.
+      are `busy` with prompts are those of the pool, over the last half minute; `backlog` is its mean, in seconds.
+      `work` is without `speed`: an engine that takes twice as long gets half of the arrivals, and both delay as many.
+      So the fuller the pool, the more a cached prefix is worth; while some are idle, this makes no difference.
+    - `eviction`: what is computed takes the place of something cached, that somebody may come back for: as likely as
+      tokens of prompts are `repeated` at all, by the share of them that some endpoint had, over the last half minute;
+      and the less of the KV cache is left to prefixes, the sooner. `full` is the share in use, with what is pending
+      and this request.
     - `room`: if that is more than there is, the seconds until enough has come free: by Little's law an engine frees
       what is `used` once in the mean `duration` of a request.
     - `answer`: `batch` are the requests in flight there, `held` the tokens of their prompts, which decoding reads: both
@@ -34,6 +37,7 @@ What it does
       squares: the first two from the times to first tokens, in responses that pass or in the engines' histograms
       between two scrapes; the others from the engines' times between tokens while no prompt was being computed.
     - `speed`: how much longer than that an endpoint takes, as far as the differences between endpoints exceed chance.
+      Requests that had no room in the KV cache tell nothing of it, and what was seen long ago counts for less.
 
     Without any scrape it works from its own counts. An endpoint whose scrape is overdue, or lacks the KV cache's usage
     while others tell theirs, is never better than the best of those others. Equal seconds are equal points: the picker
@@ -149,7 +153,10 @@ _SCORED: Final = _QUEUED  # the rows before it are what a score is made of
 
 @dataclass(slots=True, eq=False)
 class _Sent:
-    """A request at an endpoint: `ahead` tokens were to be computed until its first token, `tokens` of them its own."""
+    """A request at an endpoint: `ahead` tokens were to be computed until its first token, `tokens` of them its own.
+
+    Where it doesn't fit into the KV cache (`fits`), the time to its first token tells nothing of the engine's speed.
+    """
 
     slot: int
     at: float
@@ -158,6 +165,7 @@ class _Sent:
     batch: float
     prompt: float
     streamed: bool
+    fits: bool
     queued: bool = True
 
 
@@ -192,18 +200,28 @@ class _Fit:
 
 
 class _Traffic:
-    """What comes to the pool: requests a second, and the seconds of work in them, over the last `WINDOW`."""
+    """What comes to the pool: requests a second, the seconds of work in them, and how much of them was there already.
+
+    All of it over the last `WINDOW`.
+    """
 
     def __init__(self) -> None:
-        self._requests = self._work = 0.0
+        self._requests = self._work = self._tokens = self._known = 0.0
         self._seconds = 1.0  # over which they came: a second at least
         self._at = -inf
 
-    def add(self, work: float, now: float) -> None:
-        """A request has come."""
+    def add(self, work: float, tokens: float, known: float, now: float) -> None:
+        """A request has come: seconds of work, tokens of its prompt, and how many of them some endpoint had cached."""
         self._fade(now)
         self._requests += 1.0
         self._work += work
+        self._tokens += tokens
+        self._known += known
+
+    @property
+    def repeated(self) -> float:
+        """The share of the prompts' tokens that had been there before."""
+        return self._known / self._tokens if self._tokens else 0.0
 
     def rates(self, now: float) -> tuple[float, float]:
         """Requests a second, seconds of work a second."""
@@ -214,6 +232,7 @@ class _Traffic:
         if now > self._at > -inf:
             kept = exp((self._at - now) / WINDOW)
             self._requests, self._work = self._requests * kept, self._work * kept
+            self._tokens, self._known = self._tokens * kept, self._known * kept
             self._seconds = WINDOW - (WINDOW - self._seconds) * kept
         self._at = max(self._at, now)
 
@@ -230,7 +249,7 @@ class _Work:
         self.sent: dict[int, list[_Sent]] = {}  # by the decision's id, until its request has ended
         self.hears = False  # first bytes pass
         self.mean_tokens = self.mean_duration = 0.0
-        self._noise, self._observed = 0.1, 0  # the variance of log(observed / expected) within one endpoint
+        self._noise, self._observed = 0.5, 0  # the variance of log(observed / expected) within one endpoint
         self.hold(capacity - 1)
 
     def __repr__(self) -> str:
@@ -268,11 +287,11 @@ class _Work:
         tokens, at, low, high, speed = self.rows[: _SPEED + 1, slot].tolist()
         return float(min(max(tokens - (now - at) / (speed * self.first.rates[1]), low), high))
 
-    def charge(self, sent: _Sent) -> None:
-        """A request is on its way."""
+    def charge(self, sent: _Sent, known: float) -> None:
+        """A request is on its way, of which some endpoint had so many tokens cached."""
         rows, slot = self.rows, sent.slot
         self.mean_tokens += (sent.tokens - self.mean_tokens) / OWN_MEMORY
-        self.traffic.add(sent.tokens * self.first.rates[1] * float(rows[_SPEED, slot]), sent.at)
+        self.traffic.add(sent.tokens * self.first.rates[1] * float(rows[_SPEED, slot]), sent.prompt, known, sent.at)
         held, queued = rows[_HELD, slot] + sent.prompt, rows[_QUEUED, slot] + 1.0
         for row, most in ((_MOST_QUEUED, queued), (_MOST_INFLIGHT, sent.batch + 1.0), (_MOST_HELD, held)):
             if most > rows[row, slot]:
@@ -326,7 +345,7 @@ class _Work:
         expected, speed = self.first.expected(features), float(rows[_SPEED, slot])
         ratio = log(min(max(seconds / (speed * expected), 1.0 / OUTLIER), OUTLIER)) + log(speed)
         self.first.observe(features, exp(ratio) * expected / speed)
-        number = min(rows[_NUMBER, slot] + 1.0, OWN_MEMORY)
+        number = rows[_NUMBER, slot] + 1.0
         off = ratio - rows[_LOG, slot]
         rows[_NUMBER, slot] = number
         rows[_LOG, slot] += off / number
@@ -338,6 +357,7 @@ class _Work:
     def _tell_apart(self) -> None:
         """Empirical Bayes: the differences of endpoints' means count by the share of them that isn't chance."""
         known = np.flatnonzero(self.rows[_NUMBER])
+        self.rows[_NUMBER, known] *= 1.0 - _EVERY / (OWN_MEMORY * len(known))
         means, chance = self.rows[_LOG, known], self._noise / self.rows[_NUMBER, known]
         real = max(float(means.var()) - float(chance.mean()), 0.0)
         self.rows[_SPEED, known] = np.exp((means - means.mean()) * (real / (real + chance)))
@@ -360,6 +380,7 @@ class WorkAheadScorer:
         rate = parameters.prefill_tokens_per_second
         self._work = context.state(rate, lambda: _Work(rate, len(context.pool.endpoints)))
         self._scored: tuple[Request, Ints, Floats] | None = None  # the last one, with its own tokens by slot
+        self._short: Mask | None = None  # where it didn't fit; None for nowhere
         context.pool.watch(self._work)
 
     def score(self, request: Request, c: Candidates) -> Floats:
@@ -384,6 +405,7 @@ class WorkAheadScorer:
             "seconds_a_token_read": read,
             "requests_a_second": arrivals,
             "engines_busy": busy,
+            "share_repeated": work.traffic.repeated,
             "speed_by_slot": work.rows[_SPEED].tolist(),
         }
 
@@ -393,7 +415,6 @@ class WorkAheadScorer:
         start, token = work.first.rates
         step, member, read = work.gap.rates
         own, speed = self._own(request, c), rows[_SPEED]
-        self._scored = (request, c.slots, own)
         tokens = work.pending(rows, c.now)
         if np.count_nonzero(rows[_OTHER]):
             tokens += np.maximum(rows[_OTHER] - (c.now - rows[_SEEN]) / (speed * token), 0.0)
@@ -402,25 +423,29 @@ class WorkAheadScorer:
         answer = batch * (self._answer * member) + held * (self._answer * read)
         seconds: Floats = speed * ((tokens + own) * token + answer + (start + self._answer * step))
         arrivals, busy = (rate / len(c) for rate in work.traffic.rates(c.now))
-        computed, tokens = speed * own * token, tokens + own
+        computed, tokens = own * token, tokens + own
         seconds += computed * (arrivals * backlog / (1.0 - min(busy, BUSIEST)))
-        self._add_memory(seconds, tokens, computed, c)
+        seconds += self._memory(computed, tokens, c)
+        self._scored = (request, c.slots, own)
         unknown = np.isnan(c[KV_USAGE])
         if np.count_nonzero(unknown) not in {0, len(c)}:
             seconds[unknown] = np.maximum(seconds[unknown], seconds[~unknown].min())
         return seconds
 
-    def _add_memory(self, seconds: Floats, tokens: Floats, computed: Floats, c: Candidates) -> None:
-        """Adds eviction and room, with so many tokens that are still to come into the cache."""
+    def _memory(self, computed: Floats, tokens: Floats, c: Candidates) -> Floats:
+        """Eviction and room, seconds, where so many tokens are still to come; what isn't known costs nothing."""
         capacity = c[CACHE_BLOCKS] * c[CACHE_BLOCK_SIZE]
-        used = c[KV_USAGE] * capacity
+        used = np.fmax(c[KV_USAGE] * capacity, 0.0)
+        capacity = np.where(capacity > 0.0, capacity, inf)
         wanted = used + tokens
-        full = np.minimum(wanted / np.maximum(capacity, 1.0), FULLEST)
-        seconds += np.fmax(computed * full / (1.0 - full), 0.0)  # 0 where usage or capacity is unknown
-        short = wanted > capacity
-        if np.count_nonzero(short):
-            short &= used > 0
+        full = wanted / capacity
+        self._short = full >= FULLEST if np.maximum.reduce(full) >= FULLEST else None
+        np.minimum(full, FULLEST, out=full)
+        seconds: Floats = computed * (self._work.traffic.repeated * full) / (1.0 - full)
+        if self._short is not None:
+            short = (wanted > capacity) & (used > 0.0)
             seconds[short] += (wanted - capacity)[short] / used[short] * self._work.mean_duration
+        return seconds
 
     def _own(self, request: Request, c: Candidates) -> Floats:
         own: Floats = request.prompt_tokens - np.fmax(c[self._matched], 0.0)
@@ -430,7 +455,8 @@ class WorkAheadScorer:
         """Charges the targets of all profiles."""
         work, scored = self._work, self._scored
         inflight = c[INFLIGHT_REQUESTS]
-        own = scored[2] if scored and scored[0] is request and scored[1] is c.slots else self._own(request, c)
+        ours = scored is not None and scored[0] is request and scored[1] is c.slots
+        own, short = (scored[2], self._short) if scored is not None and ours else (self._own(request, c), None)
         self._scored = None
         sent = work.sent[id(decision)] = []
         for slot in {pick.slots[0] for pick in decision.picks.values()}:
@@ -438,8 +464,9 @@ class WorkAheadScorer:
             index = int((c.slots == slot).argmax())
             tokens, batch, prompt = float(own[index]), float(inflight[index]), request.prompt_tokens
             ahead = tokens + work.pending_at(slot, c.now)
-            sent.append(_Sent(slot, c.now, tokens, ahead, batch, prompt, request.body.stream))
-            work.charge(sent[-1])
+            fits = short is None or not short[index]
+            sent.append(_Sent(slot, c.now, tokens, ahead, batch, prompt, request.body.stream, fits))
+            work.charge(sent[-1], prompt - float(np.minimum.reduce(own)))
 
     def first_byte(self, request: Request, decision: Decision, now: float) -> None:
         """The prompt has been computed, if the response is streamed; or else the answer, too."""
@@ -449,7 +476,7 @@ class WorkAheadScorer:
         for sent in self._work.sent.get(id(decision), ()):
             if sent.queued:
                 self._work.computed(sent, now)
-            if sent.slot >= 0:
+            if sent.slot >= 0 and sent.fits:
                 self._work.observe(sent.slot, sent.ahead, now - sent.at)
 
     def done(self, request: Request, decision: Decision, outcome: Outcome, now: float) -> None:

@@ -41,9 +41,9 @@ class Bench:
     def points(self, tokens=1000, matched=()):
         return self.scorer.score(asked(tokens), self.offered(matched))
 
-    def send(self, index, tokens=1000, stream=True):
+    def send(self, index, tokens=1000, stream=True, matched=()):
         """What a pick of that endpoint leads to; gives what ends it."""
-        request, c = asked(tokens, stream), self.offered()
+        request, c = asked(tokens, stream), self.offered(matched)
         self.scorer.score(request, c)
         decision = decided(c, index)
         leg = self.pool.charge(int(c.slots[index]), 1.0, tokens)
@@ -236,15 +236,48 @@ def test_larger_batches_are_avoided():
     assert bench.points().argmax() == 1
 
 
-def test_a_full_cache_is_avoided():
-    """A prompt goes where it fits, and rather where there is room for prefixes."""
+@pytest.mark.parametrize("cached", [0.0, 5.0])
+def test_a_full_cache_is_avoided(cached):
+    """A prompt goes where it fits; and where there is room for prefixes, if prompts have any in common."""
     bench = Bench(3, kv_usage=[0.999, 0.8, 0.1])
     for _ in range(50):
-        _, done = bench.send(2, 10)
+        _, done = bench.send(2, 10, matched=[cached] * 3)
         done()
     bench.clock.advance(5.0)
     points = bench.points(1000)
-    assert points[0] < points[1] < points[2]
+    assert points[0] < points[1]
+    assert (points[1] < points[2]) == (cached > 0)
+
+
+def test_what_waits_for_memory_tells_nothing_of_speed():
+    """An engine whose KV cache is full isn't a slow one: times to first tokens there aren't learnt from."""
+    bench = Bench(2, kv_usage=[1.0, 0.1])
+    for _ in range(64):
+        for index, seconds in ((0, 3.0), (1, 0.2)):
+            first, done = bench.send(index)
+            bench.clock.advance(seconds)
+            first()
+            done()
+    assert bench.learnt["speed_by_slot"][:2] == [1.0, 1.0]
+
+
+def test_an_engine_unlucky_once_is_believed_again():
+    """What was seen of one engine fades as the others are seen, so that it isn't left out for ever."""
+    bench = Bench(4)
+    for index, seconds, times in ((0, 2.0, 8), (1, 0.1, 8), (2, 0.1, 8), (3, 0.1, 8)):
+        for _ in range(times):
+            first, done = bench.send(index)
+            bench.clock.advance(seconds)
+            first()
+            done()
+    slow = bench.learnt["speed_by_slot"][0]
+    for turn in range(1500):
+        first, done = bench.send(1 + turn % 3)
+        bench.clock.advance(0.1)
+        first()
+        done()
+    assert slow > 1.5
+    assert 1.0 <= bench.learnt["speed_by_slot"][0] < 0.8 * slow
 
 
 def test_who_lacks_metrics_is_not_better():
