@@ -39,12 +39,21 @@ CAPACITIES = HERE / "capacities.json"
 
 WORKLOADS = {
     "mooncake": {8: str(TRACE), 64: str(TRACE)},
-    "shared-prompts": {8: "shared-prompts:groups=20", 64: "shared-prompts:groups=6"},
-    "chat": {8: "chat:requests=120,sessions=30", 64: "chat:requests=40,sessions=12"},
-    "agents": {8: "agents:requests=60,sessions=20", 64: "agents:requests=25,sessions=12"},
-    "unshared": {8: "unshared:requests=120", 64: "unshared:requests=40"},
+    "shared-prompts": {8: "shared-prompts:groups=20,users=10", 64: "shared-prompts:groups=10,users=10"},
+    "chat": {8: "chat:requests=480,sessions=240", 64: "chat:requests=240,sessions=240"},
+    "agents": {8: "agents:requests=90,sessions=30", 64: "agents:requests=45,sessions=30"},
+    "unshared": {8: "unshared:requests=300", 64: "unshared:requests=150"},
 }
-"""What is replayed, by the number of engines; the numbers are for each engine."""
+"""What is replayed, by the number of engines; the numbers are for each engine.
+
+A session waits for its answers, so that too few of them can never overload an engine, and the capacity would be without
+bound; and too few requests are a burst that is over before queues are what they will be.
+"""
+
+PROFILE = "llama-8b-h100"
+PROFILES = {"chat": "llama-8b-l40s"}
+"""The engines of workloads that have others: four times as many people can talk to one H100 before it is full, and it
+would take that many more requests until it is."""
 
 DEFAULT, LEAST = "default", "least-request"
 BASELINES = {path.stem: path for path in (*sorted(POLICIES.glob("*.yaml")), CONFIG / "llm-d-default.yaml")}
@@ -95,22 +104,28 @@ def rates(plan: Plan, anew: bool) -> dict[str, float]:
     """The capacity for each workload and number of engines, requests a second; those that are missing are measured."""
     known: dict[str, float] = {} if anew or not CAPACITIES.exists() else json.loads(CAPACITIES.read_text())
     places = [
-        (source_of(plan, workload, engines), engines)
+        (source_of(plan, workload, engines), servers_of(workload, engines))
         for workload, engines in product(plan.workloads, plan.engines)
         if not workload.endswith(UNEQUAL)
     ]
     missing = [place for place in dict.fromkeys(places) if key_of(*place) not in known]
     strong = tuple(map(policy, STRONG))
-    questions = [Question(source, Engines(engines), strong, 0, View()) for source, engines in missing]
+    questions = [Question(source, engines, strong, 0, View()) for source, engines in missing]
     measured = capacities(questions, plan.jobs) if questions else []
     for place, found in zip(missing, measured, strict=True):
         known[key_of(*place)] = round(found.rate, 4)
     return known
 
 
-def key_of(source: Source, engines: int) -> str:
+def servers_of(workload: str, engines: int) -> Engines:
+    """So many engines for a workload."""
+    speeds = SLOWER if workload.endswith(UNEQUAL) else (1.0,)
+    return Engines(engines, PROFILES.get(workload.removesuffix(UNEQUAL), PROFILE), speeds)
+
+
+def key_of(source: Source, engines: Engines) -> str:
     """How a capacity is called in the file."""
-    return f"{Path(source.said).name} on {engines}"
+    return f"{Path(source.said).name} on {engines.count} {engines.profile}"
 
 
 def cases(plan: Plan, known: dict[str, float]) -> list[tuple[Place, Case]]:
@@ -119,8 +134,8 @@ def cases(plan: Plan, known: dict[str, float]) -> list[tuple[Place, Case]]:
     policies = list(map(policy, plan.policies))
     for workload, engines, load in product(plan.workloads, plan.engines, plan.loads):
         source = source_of(plan, workload, engines)
-        servers = Engines(engines, speeds=SLOWER if workload.endswith(UNEQUAL) else (1.0,))
-        rate = load * known[key_of(source, engines)] * servers.total_speed / engines
+        servers = servers_of(workload, engines)
+        rate = load * known[key_of(source, servers)] * servers.total_speed / engines
         for chosen, seed in product(policies, range(plan.seeds)):
             found.append(((workload, engines, load), Case(source, servers, load, rate, chosen, seed, View())))
     return found
@@ -276,7 +291,11 @@ def main() -> None:
     parser.add_argument("--find-capacities", action="store_true", help="measure them anew, and keep them")
     options = parser.parse_args()
     plan = plan_of(options)
-    known = {key_of(Source("unshared:requests=8"), 2): 10.0} if options.smoke else rates(plan, options.find_capacities)
+    known = (
+        {key_of(Source("unshared:requests=8"), servers_of("unshared", 2)): 10.0}
+        if options.smoke
+        else rates(plan, options.find_capacities)
+    )
     if options.find_capacities:
         CAPACITIES.write_text(json.dumps(known, indent=2) + "\n")
         return
