@@ -436,15 +436,17 @@ class WorkAheadScorer:
         """Eviction and room, seconds, where so many tokens are still to come; what isn't known costs nothing."""
         capacity = c[CACHE_BLOCKS] * c[CACHE_BLOCK_SIZE]
         used = np.fmax(c[KV_USAGE] * capacity, 0.0)
-        capacity = np.where(capacity > 0.0, capacity, inf)
+        if not np.minimum.reduce(capacity) > 0.0:
+            capacity = np.where(capacity > 0.0, capacity, inf)
         wanted = used + tokens
         full = wanted / capacity
         self._short = full >= FULLEST if np.maximum.reduce(full) >= FULLEST else None
         np.minimum(full, FULLEST, out=full)
         seconds: Floats = computed * (self._work.traffic.repeated * full) / (1.0 - full)
         if self._short is not None:
-            short = (wanted > capacity) & (used > 0.0)
-            seconds[short] += (wanted - capacity)[short] / used[short] * self._work.mean_duration
+            lacking = np.maximum(wanted - capacity, 0.0)
+            lacking *= self._work.mean_duration
+            seconds += np.divide(lacking, used, out=np.zeros_like(used), where=used > 0.0)
         return seconds
 
     def _own(self, request: Request, c: Candidates) -> Floats:
