@@ -20,6 +20,7 @@ from aiohttp import web
 from epp import memory
 from epp.cluster import Cluster, name_of
 from epp.configuration import Configuration, Source
+from epp.data.client import check
 from epp.data.configured import models_options, page_reader, scrape_options
 from epp.data.declared import parse_static
 from epp.data.discovery import Discovery, DiscoveryOptions
@@ -112,6 +113,8 @@ class App:
         )
         self.observe = self._observability()
         self.configuration = self._configuration()
+        sources = self.configuration.router.sources
+        self._fixed = (sources.file, sources.scraped)
         self.cluster = self._cluster()
         self.discovery = self._discovery() if self.cluster is None else self.cluster.discovery
         self.scraper = self._scraper()
@@ -212,9 +215,17 @@ class App:
         return Context(name, time.monotonic, self._random, self.pool, states=states, counters=counters)
 
     def _swap(self, hooks: Hooks) -> None:
-        if hooks.router.sources != self.pipeline.hooks.router.sources:
-            log.warning("where the endpoints and their metrics come from is taken over at the next start only")
-        self.polls.follow(hooks.router.sources.polls)
+        sources, before = hooks.router.sources, self.pipeline.hooks.router.sources
+        scraping, asking = scrape_options(self._options, sources.page), models_options(self._options, sources)
+        reader = page_reader(self._options, sources.extraction)
+        for each in (scraping, asking):
+            check(each)
+        self.polls.follow(sources.polls)  # nothing that could fail comes after it
+        if (sources.page, sources.extraction) != (before.page, before.extraction):
+            self.scraper.follow(scraping, reader)
+        self.models.follow(asking, sources.read_models or models)
+        if (sources.file, sources.scraped) != self._fixed:
+            log.warning("where endpoints come from, and whether they are scraped, is taken over at the next start only")
         self.pipeline.hooks = hooks
 
     def _ended(self, router: Router) -> None:

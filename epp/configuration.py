@@ -87,7 +87,7 @@ class Configuration:
         source: where it comes from.
         context: makes a plugin's context from its name and the states of its configuration.
         reloads: the family that counts loads beside the one in force, by result.
-        swap: puts a configuration in force: one assignment.
+        swap: puts a configuration in force, by one assignment; if it raises, all is as it was.
         ended: told of a configuration whose last request has ended; its plugins have been closed.
         wall: seconds since the epoch.
         watching: see `Watching`.
@@ -148,12 +148,16 @@ class Configuration:
 
     async def reload(self, why: str) -> bool:
         """Loads the configuration again and puts it in force; False if it can't be, and the old one stays."""
+        following: Generation | None = None
         try:
             prepared = await asyncio.to_thread(self._prepare)
             following = self._build(prepared, States(self.now.states), self.now.number + 1)
+            self._swap(following.hooks)
         except Exception as error:  # noqa: BLE001 (a plugin's own code may raise anything)
             self._note("failed", why, str(error) if isinstance(error, ConfigError) else repr(error))
             log.error("%s: the configuration stays as it was, number %d: %s", why, self.now.number, error)
+            if following is not None:
+                _close(following.hooks.router)
             return False
         self._replace(following)
         self._note("ok", why, "")
@@ -200,7 +204,6 @@ class Configuration:
     def _replace(self, following: Generation) -> None:
         old, self.now = self.now, following
         self._earlier.append(old)
-        self._swap(following.hooks)
         following.states.settle()
         old.hooks.users.no_more(partial(self._end, old))
 

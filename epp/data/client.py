@@ -65,6 +65,16 @@ class ScrapeError(EppError):
         self.reachable = reachable
 
 
+def check(options: ScrapeOptions) -> None:
+    """Sees whether a client could be made of them.
+
+    Raises:
+        ConfigError: a certificate can't be loaded.
+    """
+    if options.scheme == "https":
+        _tls(options)
+
+
 class MetricsClient:
     """One HTTP session for all endpoints, with kept connections; to be opened in a running event loop.
 

@@ -64,6 +64,7 @@ class Models:
         self._limit = asyncio.Semaphore(AT_ONCE)
         self._client: MetricsClient | None = None
         self._task: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Models of {len(self._known)} endpoints>"
@@ -79,12 +80,31 @@ class Models:
         await asyncio.wait([first], timeout=patience)
         self._task = asyncio.create_task(self._go_on(first))
 
+    def follow(self, options: ScrapeOptions, read: Callable[[bytes], Mapping[str, msgspec.Raw]]) -> None:
+        """Asks in another way from now on: at once, if the page is another one. A no-op unless it has been started.
+
+        Raises:
+            ConfigError: see `MetricsClient`; all stays as it was.
+        """
+        if self._client is None:
+            return
+        if options != self._options:
+            client, self._client = self._client, MetricsClient(options)
+            self._options = options
+            closing = asyncio.get_running_loop().create_task(client.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            for known in self._known.values():
+                known.due = 0.0
+        self._read = read
+
     async def stop(self) -> None:
         """Ends the asking; what is known stays."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
         client, self._client = self._client, None
+        await asyncio.gather(*self._closing)
         if client is not None:
             await client.close()
 
@@ -114,14 +134,16 @@ class Models:
         return known
 
     async def _ask(self, slot: int, known: _Known) -> None:
-        endpoint = self._pool.endpoints[slot]
-        if endpoint is None or self._client is None:
+        endpoint, client = self._pool.endpoints[slot], self._client
+        if endpoint is None or client is None:
             return
         try:
             async with self._limit:
-                page = await self._client.page(self._url(endpoint))
+                page = await client.page(self._url(endpoint))
             found = self._read(page)
         except Exception as error:  # noqa: BLE001 (reading may be somebody else's plugin; it is told)
+            if client is not self._client:
+                return  # the page is another one by now: it is due
             known.due = self._now() + (RETRY if not known.cards else self._interval)
             known_fault = isinstance(error, ScrapeError | ValueError)
             self._on_fault(endpoint, str(error) if known_fault else f"{type(error).__name__}: {error}")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from epp.data.client import MetricsClient, ScrapeOptions
+from epp.data.client import MetricsClient, ScrapeOptions, check
 from epp.data.configured import page_options
 from epp.keys import Key
 from epp.pool import Endpoint, Pool
@@ -60,6 +60,8 @@ class Polls:
             ConfigError: a certificate can't be loaded; all stays as it was.
         """
         options = [page_options(poll.page, INTERVAL) for poll in polls]
+        for each_options in options:
+            check(each_options)
         rounds = [_Round(poll, each, MetricsClient(each)) for poll, each in zip(polls, options, strict=True)]
         before, self._rounds = self._rounds, rounds
         for each in before:

@@ -11,7 +11,7 @@ judged by `Health`.
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from epp.data.client import MetricsClient, ScrapeError, ScrapeOptions
@@ -44,6 +44,12 @@ def enter(pool: Pool, slot: int, report: Report, *, now: float, fresh_until: flo
     pool.write(slot, report.values, now=now, fresh_until=fresh_until)
     pool.write_set(slot, ACTIVE_MODELS, report.active)
     pool.write_set(slot, WAITING_MODELS, report.waiting)
+
+
+async def _closed_after(client: MetricsClient, tasks: Sequence["asyncio.Task[None]"]) -> None:
+    """Closes the client once these scrapes, which may use it, have ended."""
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await client.close()
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +109,7 @@ class Scraper:
         self._targets: dict[int, _Target] = {}
         self._outdated = True
         self._client: MetricsClient | None = None
+        self._closing: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Scraper: {len(self._targets)} endpoints every {self.period:g} s, {self._health!r}>"
@@ -123,6 +130,27 @@ class Scraper:
         self._outdated = True
         self._refresh()
 
+    def follow(self, options: ScrapeOptions, reader: Reader) -> None:
+        """Scrapes in another way from now on; what is known stays until a scrape says otherwise.
+
+        A no-op unless it has been started.
+
+        Raises:
+            ConfigError: see `MetricsClient`; all stays as it was.
+        """
+        if self._client is None:
+            return
+        client, self._client = self._client, MetricsClient(options)
+        self._options, self._reader = options, reader
+        under_way = [target.task for target in self._targets.values() if target.task is not None]
+        closing = asyncio.get_running_loop().create_task(_closed_after(client, under_way))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        for target in self._targets.values():
+            target.marks = {}
+            target.url, target.port = self._place(target.endpoint)
+            self._hurry(target, self._spread())
+
     async def stop(self) -> None:
         """Ends every scrape and closes the connections; nothing is written to the pool afterwards."""
         self._pool.unlisten(self._membership)
@@ -131,7 +159,7 @@ class Scraper:
         for target in self._targets.values():
             self._cancel(target)
         self._targets.clear()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *self._closing, return_exceptions=True)
         if client is not None:
             await client.close()
 
@@ -178,10 +206,14 @@ class Scraper:
         return self._pool.generations[target.slot] == target.generation
 
     def _take(self, endpoint: Endpoint, slot: int) -> None:
-        port = endpoint.metrics_port or self._options.port or endpoint.port
-        url = f"{self._options.scheme}://{endpoint.metrics_host}:{port}{self._options.path}"
+        url, port = self._place(endpoint)
         target = self._targets[slot] = _Target(endpoint, slot, self._pool.generations[slot], url, port)
-        self._plan(target, self._random.uniform(0, min(self.period, _SPREAD)))
+        self._plan(target, self._spread())
+
+    def _place(self, endpoint: Endpoint) -> tuple[str, int]:
+        """The address of its metrics page, and the port of that."""
+        port = endpoint.metrics_port or self._options.port or endpoint.port
+        return f"{self._options.scheme}://{endpoint.metrics_host}:{port}{self._options.path}", port
 
     def _drop(self, target: _Target) -> None:
         self._cancel(target)
@@ -208,12 +240,16 @@ class Scraper:
         target.timer = None
         target.task = asyncio.get_running_loop().create_task(self._scrape(target))
 
-    def _hurry(self, target: _Target) -> None:
+    def _hurry(self, target: _Target, delay: float = 0.0) -> None:
         if target.task is not None:
             target.again = True
         elif target.timer is not None:
             target.timer.cancel()
-            self._plan(target, 0.0)
+            self._plan(target, delay)
+
+    def _spread(self) -> float:
+        """A pause before a scrape that isn't to come at the same time as all others."""
+        return self._random.uniform(0, min(self.period, _SPREAD))
 
     def _until_next(self, target: _Target, seconds: float) -> float:
         return until_next(self.period, seconds, self._random, first=not target.tried)
@@ -228,14 +264,19 @@ class Scraper:
         """One scrape, and the plan for the next; the root of its task."""
         started = self._now()
         target.again = False
+        reader = self._reader
         try:
             page = await self._fetch(target)
-            report = self._reader.read(page, target.endpoint.labels)
+            report = reader.read(page, target.endpoint.labels)
             fault: Exception | None = None
         except Exception as error:  # noqa: BLE001 (the root of a task; on_scrape counts it)
             fault = error
         self._refresh()
         if self._targets.get(target.slot) is not target:
+            return
+        if reader is not self._reader:  # the page is another one by now
+            target.task = None
+            self._plan(target, 0.0)
             return
         seconds = self._now() - started
         delay = self._options.retry_cap

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.e2e
 STATS = 'my_queue{kind="waiting"} 3\nmy_queue{kind="all"} 7\nmy_running 1\n'
 
 
-def configuration(folder: Path) -> str:
+def configuration(folder: Path, kind: str = "waiting") -> str:
     plugins = [
         {"type": "queue-scorer"},
         {"type": "file-discovery", "parameters": {"path": str(folder / "endpoints.yaml"), "watchFile": True}},
@@ -36,7 +36,7 @@ def configuration(folder: Path) -> str:
             "type": "core-metrics-extractor",
             "parameters": {
                 "defaultEngine": "mine",
-                "engineConfigs": [{"name": "mine", "queuedRequestsSpec": "my_queue{kind=waiting}"}],
+                "engineConfigs": [{"name": "mine", "queuedRequestsSpec": f"my_queue{{kind={kind}}}"}],
             },
         },
     ]
@@ -82,17 +82,25 @@ async def serve(arguments: Sequence[str]) -> AsyncIterator[Picker]:
 
 
 async def test_endpoints_and_metrics(tmp_path: Path) -> None:
-    """The endpoints are the file's, and their queue is read off the page and by the name that the plugins say."""
-    (tmp_path / "config.json").write_text(configuration(tmp_path))
+    """The endpoints are the file's, and their queue is read off the page and by the name that the plugins say.
+
+    Another name counts as soon as the file has it.
+    """
+    file = tmp_path / "config.json"
+    file.write_text(configuration(tmp_path))
     async with engine() as port:
         endpoints = {"endpoints": [{"name": "mine", "address": "127.0.0.1", "port": str(port)}]}
         (tmp_path / "endpoints.yaml").write_text(json.dumps(endpoints))
-        async with serve(["--config-file", str(tmp_path / "config.json")]) as picker:
+        async with serve(["--config-file", str(file)]) as picker:
             await picker.until_serving()
-            line = 'llm_d_epp_per_endpoint_queue_size{model_server_endpoint="mine",name="default"} 3.0'
+            line = 'llm_d_epp_per_endpoint_queue_size{model_server_endpoint="mine",name="default"}'
             async with aiohttp.ClientSession() as session, asyncio.timeout(DEADLINE):
-                while line not in await metrics(session, picker):
+                while f"{line} 3.0" not in await metrics(session, picker):
                     pass  # it is scraped ten times a second
+                file.write_text(configuration(tmp_path, kind="all"))
+                picker.process.send_signal(signal.SIGHUP)
+                while f"{line} 7.0" not in await metrics(session, picker):
+                    pass
 
 
 async def metrics(session: aiohttp.ClientSession, picker: Picker) -> list[str]:

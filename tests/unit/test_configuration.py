@@ -61,15 +61,22 @@ class Setup:
         self.pool = Pool()
         self.reloads = Family(Spec("reloads", "counter", ("result",), ""))
         self.swapped: list[Hooks] = []
+        self.refuse = False
         self.ended: list[Any] = []
         self.configuration: Configuration | None = None
 
-    def load(self, source: Source | None = None) -> Configuration:
+    def _swap(self, hooks: Hooks) -> None:
+        self.swapped.append(hooks)
+        if self.refuse:
+            raise ConfigError("no such page")
+
+    def load(self, source: Source | None = None, *, refuse: bool = False) -> Configuration:
+        self.refuse = refuse
         self.configuration = Configuration(
             source or Source(self.file),
             lambda name, states: context(name, pool=self.pool, states=states),
             reloads=self.reloads,
-            swap=self.swapped.append,
+            swap=self._swap,
             ended=self.ended.append,
             wall=lambda: 1.5e9,
             watching=QUICK,
@@ -161,6 +168,23 @@ async def test_broken(setup, broken, caplog):
     assert await setup.configuration.reload("test")
     assert setup.keeper.kept == {"a": 1}
     assert setup.weight == 2
+
+
+async def test_what_cannot_be_put_in_force(setup, caplog):
+    """Such as pages that can't be fetched: the old configuration stays, and the new one's plugins are closed."""
+    before = setup.load(refuse=True).hooks
+    old = setup.keeper
+    setup.file.write_text(config(weight=2))
+    assert not await setup.configuration.reload("test")
+    assert (setup.configuration.hooks, setup.weight, old.closed) == (before, 1, 0)
+    (refused,) = setup.swapped
+    assert refused.router.profiles["default"].scorers[0][0].plugin.closed == 1
+    assert setup.counted() == (0, 1)
+    assert setup.configuration.shown()["last_reload"]["error"] == "no such page"
+    assert setup.configuration.shown()["earlier"] == []
+    setup.refuse = False
+    assert await setup.configuration.reload("test")
+    assert (setup.weight, setup.configuration.now.number) == (2, 2)
 
 
 @pytest.mark.parametrize("broken", [pytest.param(change, id=name) for name, change in BROKEN.items()])

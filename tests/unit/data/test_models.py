@@ -3,13 +3,17 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from epp.data.client import ScrapeOptions
 from epp.data.models import INTERVAL, RETRY, Models
 from epp.engine.options import EngineOptions
 from epp.engine.server import EngineServer
+from epp.errors import ConfigError
 from epp.formats.openai import models
 from epp.keys import REPORTED, SERVED_MODELS
 from epp.pool import Endpoint, Pool
@@ -100,6 +104,47 @@ async def test_an_engine_that_gives_no_page(setup: Setup, engine: EngineServer) 
     assert "llama-8b" in setup.served(slot)
     setup.pool.eligible[slot] = False
     assert setup.models.cards() == {}
+
+
+async def test_another_page(setup: Setup, engine: EngineServer) -> None:
+    """A changed page is asked for at the next look; a changed reader alone when it is due anyway."""
+    slot = setup.pool.add(endpoint("a", engine.address))
+    options = ScrapeOptions(interval=INTERVAL, timeout=5.0, path="/v1/models")
+    await setup.models.look()
+    setup.models.follow(options, lambda _: {"x": msgspec.Raw(b"{}")})
+    await setup.models.look()
+    assert "llama-8b" in setup.served(slot)
+    setup.models.follow(replace(options, path="/metrics"), lambda page: {"y": msgspec.Raw(b"{}")} if page else {})
+    await setup.models.look()
+    assert setup.served(slot) == {REPORTED, "y"}
+    setup.models.follow(replace(options, path="/none"), models)
+    await setup.models.look()
+    assert (setup.served(slot), setup.faults) == ({REPORTED, "y"}, ["a"])
+    with pytest.raises(ConfigError):
+        setup.models.follow(replace(options, scheme="https", ca=Path("/none")), models)
+
+
+async def test_another_page_while_one_is_fetched(setup: Setup) -> None:
+    """The old fetch is given up, and that isn't the engine's fault."""
+    asked, others = asyncio.Event(), list[asyncio.StreamWriter]()
+
+    def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        others.append(writer)
+        asked.set()
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    async with EngineServer(EngineOptions(model="llama-8b")) as engine, server:
+        slot = setup.pool.add(Endpoint("a", "127.0.0.1", server.sockets[0].getsockname()[1]))
+        look = asyncio.create_task(setup.models.look())
+        await asked.wait()
+        port = int(engine.address.rpartition(":")[2])
+        setup.models.follow(ScrapeOptions(interval=INTERVAL, timeout=5.0, path="/v1/models", port=port), models)
+        await look
+        await setup.models.look()
+        assert setup.served(slot) == {REPORTED, "llama-8b"}
+        assert setup.faults == []
+        for writer in others:
+            writer.close()
 
 
 def test_a_page() -> None:

@@ -4,12 +4,14 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from epp.data.client import ScrapeOptions
 from epp.data.report import Reader, Report
+from epp.errors import ConfigError
 from epp.keys import (
     WAITING,
 )
@@ -157,6 +159,59 @@ async def test_the_next_scrape_is_due_a_period_after_the_last_began(setup: Setup
     assert 0.6 <= min(later) < 0.65
     assert 0.75 < max(later) <= 0.8
     assert scraper._until_next(target, 5.0) == 0.25
+
+
+# --- another way of scraping
+
+
+class Other(Reader):
+    """Says 7 of whatever it reads."""
+
+    def read(self, page: bytes, labels: Mapping[str, str]) -> Report:
+        assert page == b"other"
+        return Report("mine", {WAITING: 7.0}, {"started": 1.0})
+
+
+async def test_another_page(setup: Setup, engine: StartEngine) -> None:
+    """Other pages, other ports and other readers count from the next scrape on; the connections of old ones go."""
+    server, other = await engine(page(waiting=1)), await engine(b"other")
+    scraper = await setup.start(server)
+    await setup.scraped(server)
+    assert list(setup.candidates[WAITING]) == [1]
+    scraper.follow(replace(QUICK, port=other.port, path="/stats"), Other())
+    asked = len(server.requests)
+    await setup.heard.until(lambda: list(setup.candidates[WAITING]) == [7])
+    assert other.requests[0].path == "/stats"
+    assert len(server.requests) == asked
+    assert setup.heard.changes == []
+    await asyncio.sleep(0)
+    assert scraper._closing == set()
+
+
+async def test_another_page_while_one_is_fetched(setup: Setup, engine: StartEngine) -> None:
+    """What the old way was about to say is left out, and the new way's turn comes at once."""
+    server, other = await engine(page(waiting=1)), await engine(b"other")
+    server.gate = asyncio.Event()
+    scraper = await setup.start(server, options=replace(QUICK, budget=0.01))
+    await server.asked.wait()
+    scraper.follow(replace(QUICK, budget=0.01, port=other.port), Other())
+    server.gate.set()
+    await setup.scraped(server)
+    assert list(setup.candidates[WAITING]) == [7]
+    assert len(setup.heard.scrapes) == 1
+
+
+async def test_a_way_that_cannot_be(setup: Setup, engine: StartEngine, tmp_path: Path) -> None:
+    """All stays as it was; before the start and after the end there is nothing to change."""
+    server = await engine(page(waiting=1))
+    scraper = await setup.start(server)
+    with pytest.raises(ConfigError, match="certificates"):
+        scraper.follow(replace(QUICK, scheme="https", ca=tmp_path / "none"), Other())
+    await setup.scraped(server, 2)
+    assert list(setup.candidates[WAITING]) == [1]
+    await scraper.stop()
+    scraper.follow(QUICK, Other())
+    assert scraper.period == QUICK.interval
 
 
 # --- who is in the pool
