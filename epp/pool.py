@@ -458,14 +458,14 @@ class Candidates:
         column = self._columns.get(key)
         if column is None:
             column = self._gather(key) if self._root is None else self._root[key][self._positions]
-            column.flags.writeable = False
+            column.setflags(False)  # a fifth of the time of `flags.writeable = False`  # noqa: FBT003
             self._columns[key] = column
         return column
 
     def _gather(self, key: Key) -> Floats:
         if key.scope == "request":
             raise KeyError(f"{key!r} is written by no producer that ran for this request")
-        column = self._pool.column(key)[self.slots]
+        column: Floats = self._pool.column(key)[self.slots]
         if not self.all_fresh and self.scraped(key):
             column[~self.fresh] = np.nan
         return column
@@ -512,6 +512,11 @@ class Candidates:
     def differ(self, name: str) -> bool:
         """Whether endpoints of the pool have different members of a set; those with none of them don't count."""
         return self._pool.differ(name)
+
+    def anywhere(self, name: str, member: str) -> bool:
+        """Whether any endpoint of the pool has the member in a set, also one that is no candidate."""
+        mask = self._pool.set_mask(name, member)
+        return mask is not None and bool(mask.any())
 
     def members(self, name: str) -> set[str]:
         """The members of a set that any of them has; a loop, for messages."""

@@ -2,7 +2,8 @@
 
 What it does
     With engines that serve different models behind one Envoy, a request goes to one that has its model, or its LoRA
-    adapter. A model that nobody serves is a 404 that names the nearest one there is. An engine that doesn't say what it
+    adapter. A model that nobody serves is a 404 that names the nearest one there is; one whose engines are all out, or
+    not among those that the data plane allows, is a 503. An engine that doesn't say what it
     serves stays; so does everybody for a request without a model, and while all engines serve the same: then the engine
     itself says what it doesn't know, adapters that were loaded a moment ago included.
 
@@ -52,5 +53,7 @@ class ServedModelFilter:
         return c.has(SERVED_MODELS, request.model) | ~c.has(SERVED_MODELS, REPORTED)
 
     def refusal(self, request: Request, c: Candidates) -> str:
-        """Why nobody is left: what is asked for, and the nearest that there is."""
+        """Why nobody is left: what is asked for, and the nearest that there is; nothing if who serves it is out."""
+        if c.anywhere(SERVED_MODELS, request.model):
+            return ""
         return plugin.unknown_model(request.model, c.members(SERVED_MODELS) - {REPORTED})

@@ -61,6 +61,18 @@ async def test_a_model_that_nobody_serves(start: Start) -> None:
         assert await stream.rest() == []
 
 
+async def test_a_model_whose_engine_is_out(start: Start) -> None:
+    """503, as it will be back; a 404 would tell clients to give up."""
+    picker = await ready(start, "llama-8b", "qwen")
+    picker.pool.eligible[picker.pool.slot_at("10.0.0.2:8000")] = False
+    async with picker.stream() as stream:
+        await stream.send(request_headers())
+        reply = await stream.ask(request_body(chat("qwen")))
+        assert reply.immediate_response.status.code == 503
+        assert b"served-model-filter" in reply.immediate_response.body
+        assert await stream.rest() == []
+
+
 @each_mode
 async def test_the_list_of_models(start: Start, mode: object) -> None:
     """Answered by the picker where engines differ: no engine could."""
