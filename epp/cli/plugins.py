@@ -14,7 +14,7 @@ from typing import Any
 
 from epp.errors import ConfigError
 from epp.settings import PluginClass, Registry
-from epp.settings.catalogue import ALIASES
+from epp.settings.catalogue import ALIASES, DIVIDED
 from epp.settings.problems import suggestion
 
 
@@ -35,11 +35,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_OLD: Mapping[str, tuple[str, ...]] = {old: (new,) for old, new in ALIASES.items()} | dict(DIVIDED)
+
+
 def _one(registry: Registry, options: argparse.Namespace) -> int:
+    instead = _OLD.get(options.type)
+    if instead:
+        print(f'epp plugins: "{options.type}" is deprecated: {_write(instead)}', file=sys.stderr)
     try:
-        found = registry.find(options.type, Path.cwd())
+        found = registry.find(instead[0] if instead else options.type, Path.cwd())
     except KeyError:
-        hint = suggestion(options.type, registry.types)
+        hint = suggestion(options.type, {*registry.types, *_OLD})
         print(f'epp plugins: "{options.type}" is no known type{hint}', file=sys.stderr)
         return 1
     except ConfigError as error:
@@ -84,10 +90,14 @@ def _described(plugin: PluginClass) -> dict[str, Any]:
 def _others(found: Mapping[str, PluginClass]) -> list[dict[str, Any]]:
     """The old names of types."""
     return [
-        {**_described(found[new]), "type": old, "deprecated": f'write "{new}"'}
-        for old, new in ALIASES.items()
-        if new in found
+        {**_described(found[new[0]]), "type": old, "deprecated": _write(new)}
+        for old, new in _OLD.items()
+        if new[0] in found
     ]
+
+
+def _write(instead: Sequence[str]) -> str:
+    return "write " + " with ".join(f'"{name}"' for name in instead)
 
 
 def _table(rows: Sequence[tuple[str, str, str]]) -> None:

@@ -7,7 +7,7 @@ from epp_plugins.queue_depth import QueueScorer
 
 from epp.__main__ import main
 from epp.settings import Registry
-from epp.settings.catalogue import ALIASES
+from epp.settings.catalogue import ALIASES, DIVIDED
 
 
 def test_list(capsys):
@@ -24,7 +24,7 @@ def test_list_json(capsys):
     """The same for programs."""
     assert main(["plugins", "--json"]) == 0
     by_type = {plugin["type"]: plugin for plugin in json.loads(capsys.readouterr().out)}
-    assert set(by_type) == {*Registry.installed().types, *ALIASES}
+    assert set(by_type) == {*Registry.installed().types, *ALIASES, *DIVIDED}
     assert list(by_type) == sorted(by_type)
     assert by_type["session-affinity-filter"] == {
         "type": "session-affinity-filter",
@@ -68,6 +68,25 @@ def test_manual(capsys):
     manual = capsys.readouterr().out
     assert manual.startswith("queue-scorer: prefers endpoints with fewer waiting requests.\n\nWhat it does\n")
     assert "Parameters\n    None.\n" in manual
+
+
+@pytest.mark.parametrize(
+    ("old", "said", "manual"),
+    [
+        ("tokenizer", 'write "token-producer"', "token-producer: "),
+        (
+            "precise-prefix-cache-scorer",
+            'write "prefix-cache-scorer" with "precise-prefix-cache-producer"',
+            "approx-prefix-cache-producer, precise-prefix-cache-producer, prefix-cache-scorer: ",
+        ),
+    ],
+)
+def test_manual_of_an_old_name(old, said, manual, capsys):
+    """That of what has its place, and a word on what to write."""
+    assert main(["plugins", old]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith(manual)
+    assert shown.err == f'epp plugins: "{old}" is deprecated: {said}\n'
 
 
 def test_manual_json(capsys):
