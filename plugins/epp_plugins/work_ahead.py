@@ -76,7 +76,7 @@ Where it departs from llm-d, and why
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice
-from math import exp, inf, log
+from math import exp, inf, isnan, log
 from typing import Any, Final
 
 import numpy as np
@@ -121,6 +121,7 @@ BUSIEST: Final = 0.9
 """The share of time above which engines don't count as busier: beyond it the estimate says nothing any more."""
 FULLEST: Final = 0.95
 """The share of the KV cache above which it doesn't count as fuller."""
+_ZERO, _ONE, _FULLEST = np.zeros(()), np.ones(()), np.array(FULLEST)  # arrays: numpy takes longer over plain numbers
 _EVERY: Final = 8  # observations between two fits
 _SAME: Final = 1e-6  # seconds by which the time of one scrape may seem to differ
 
@@ -264,6 +265,14 @@ class _Work:
             self.rows = np.concatenate([self.rows, more], axis=1)
             self.queues += [deque() for _ in range(missing)]
 
+    def of(self, slots: Ints) -> Floats:
+        """The rows that a score is made of, of these slots; shape (_SCORED, n)."""
+        try:
+            return self.rows[:_SCORED].take(slots, axis=1)
+        except IndexError:
+            self.hold(int(slots.max()))
+            return self.rows[:_SCORED].take(slots, axis=1)
+
     def forget(self, slot: int) -> None:
         """Another endpoint, or the same without its past."""
         if slot < self.rows.shape[1]:
@@ -277,7 +286,9 @@ class _Work:
 
     def pending(self, rows: Floats, now: float) -> Floats:
         """Our tokens that are still to be computed, for endpoints' rows; shape (n,)."""
-        left: Floats = rows[_TOKENS] - (now - rows[_AT]) / (rows[_SPEED] * self.first.rates[1])
+        left: Floats = now - rows[_AT]
+        left /= rows[_SPEED] * self.first.rates[1]
+        np.subtract(rows[_TOKENS], left, out=left)
         np.maximum(left, rows[_LOW], out=left)
         np.minimum(left, rows[_HIGH], out=left)
         return left
@@ -289,16 +300,15 @@ class _Work:
 
     def charge(self, sent: _Sent, known: float) -> None:
         """A request is on its way, of which some endpoint had so many tokens cached."""
-        rows, slot = self.rows, sent.slot
+        slot, at = sent.slot, self.rows[:, sent.slot]
         self.mean_tokens += (sent.tokens - self.mean_tokens) / OWN_MEMORY
-        self.traffic.add(sent.tokens * self.first.rates[1] * float(rows[_SPEED, slot]), sent.prompt, known, sent.at)
-        held, queued = rows[_HELD, slot] + sent.prompt, rows[_QUEUED, slot] + 1.0
+        self.traffic.add(sent.tokens * self.first.rates[1] * at.item(_SPEED), sent.prompt, known, sent.at)
+        held, queued = at.item(_HELD) + sent.prompt, at.item(_QUEUED) + 1.0
         for row, most in ((_MOST_QUEUED, queued), (_MOST_INFLIGHT, sent.batch + 1.0), (_MOST_HELD, held)):
-            if most > rows[row, slot]:
-                rows[row, slot] = most
-        rows[_HELD, slot], rows[_QUEUED, slot] = held, queued
-        rows[_TOKENS, slot], rows[_AT, slot] = sent.ahead, sent.at
-        rows[_HIGH, slot] += sent.tokens
+            if most > at.item(row):
+                at[row] = most
+        at[_HELD], at[_QUEUED], at[_TOKENS], at[_AT] = held, queued, sent.ahead, sent.at
+        at[_HIGH] = at.item(_HIGH) + sent.tokens
         self.queues[slot].append(sent)
         self._bound(slot)
 
@@ -363,6 +373,11 @@ class _Work:
         self.rows[_SPEED, known] = np.exp((means - means.mean()) * (real / (real + chance)))
 
 
+def _least(values: Floats) -> float:
+    """The least value, NaN if there is one: `values.min()` takes four times as long."""
+    return float(values[values.argmin()])
+
+
 class WorkAheadScorer:
     """Prefers the endpoint where a request has the least work ahead of it, in seconds: 1 there, less elsewhere."""
 
@@ -385,10 +400,12 @@ class WorkAheadScorer:
 
     def score(self, request: Request, c: Candidates) -> Floats:
         """Least seconds / seconds, shape (n,)."""
-        self._work.hold(int(np.maximum.reduce(c.slots)))
-        self._take_scrapes(c)
-        seconds = self._seconds(request, c)
-        points: Floats = np.minimum.reduce(seconds) / seconds
+        work = self._work
+        rows = work.of(c.slots)
+        if self._take_scrapes(c, rows[_SEEN]):
+            rows = work.of(c.slots)
+        seconds = self._seconds(request, c, rows)
+        points: Floats = _least(seconds) / seconds
         return points
 
     def state(self) -> dict[str, Any]:
@@ -409,9 +426,9 @@ class WorkAheadScorer:
             "speed_by_slot": work.rows[_SPEED].tolist(),
         }
 
-    def _seconds(self, request: Request, c: Candidates) -> Floats:
-        """The manual's formula, shape (n,)."""
-        work, rows = self._work, self._work.rows[:_SCORED].take(c.slots, axis=1)
+    def _seconds(self, request: Request, c: Candidates, rows: Floats) -> Floats:
+        """The manual's formula over these endpoints' rows, shape (n,)."""
+        work = self._work
         start, token = work.first.rates
         step, member, read = work.gap.rates
         own, speed = self._own(request, c), rows[_SPEED]
@@ -421,37 +438,50 @@ class WorkAheadScorer:
         backlog = float(np.add.reduce(tokens)) / len(c) * token
         batch, held = c[INFLIGHT_REQUESTS] + rows[_OTHER_REQUESTS], rows[_HELD] + rows[_OTHER_HELD]
         answer = batch * (self._answer * member) + held * (self._answer * read)
-        seconds: Floats = speed * ((tokens + own) * token + answer + (start + self._answer * step))
-        arrivals, busy = (rate / len(c) for rate in work.traffic.rates(c.now))
-        computed, tokens = own * token, tokens + own
-        seconds += computed * (arrivals * backlog / (1.0 - min(busy, BUSIEST)))
+        tokens += own
+        seconds: Floats = tokens * token
+        seconds += answer
+        seconds += start + self._answer * step
+        seconds *= speed
+        arrivals, busy = work.traffic.rates(c.now)
+        computed = own * token
+        seconds += computed * (arrivals / len(c) * backlog / (1.0 - min(busy / len(c), BUSIEST)))
         seconds += self._memory(computed, tokens, c)
         self._scored = (request, c.slots, own)
-        unknown = np.isnan(c[KV_USAGE])
-        if np.count_nonzero(unknown) not in {0, len(c)}:
-            seconds[unknown] = np.maximum(seconds[unknown], seconds[~unknown].min())
+        if isnan(_least(c[KV_USAGE])):  # of some
+            unknown = np.isnan(c[KV_USAGE])
+            if not unknown.all():
+                seconds[unknown] = np.maximum(seconds[unknown], seconds[~unknown].min())
         return seconds
 
     def _memory(self, computed: Floats, tokens: Floats, c: Candidates) -> Floats:
         """Eviction and room, seconds, where so many tokens are still to come; what isn't known costs nothing."""
         capacity = c[CACHE_BLOCKS] * c[CACHE_BLOCK_SIZE]
-        used = np.fmax(c[KV_USAGE] * capacity, 0.0)
-        if not np.minimum.reduce(capacity) > 0.0:
+        used = np.fmax(c[KV_USAGE] * capacity, _ZERO)
+        if not _least(capacity) > 0.0:
             capacity = np.where(capacity > 0.0, capacity, inf)
         wanted = used + tokens
         full = wanted / capacity
-        self._short = full >= FULLEST if np.maximum.reduce(full) >= FULLEST else None
-        np.minimum(full, FULLEST, out=full)
-        seconds: Floats = computed * (self._work.traffic.repeated * full) / (1.0 - full)
+        self._short = None
+        if full[full.argmax()] >= FULLEST:
+            self._short = full >= _FULLEST
+            np.minimum(full, _FULLEST, out=full)
+        seconds: Floats = self._work.traffic.repeated * full
+        seconds *= computed
+        np.subtract(_ONE, full, out=full)
+        seconds /= full
         if self._short is not None:
-            lacking = np.maximum(wanted - capacity, 0.0)
-            lacking *= self._work.mean_duration
-            seconds += np.divide(lacking, used, out=np.zeros_like(used), where=used > 0.0)
+            wanted -= capacity
+            np.maximum(wanted, _ZERO, out=wanted)
+            wanted *= self._work.mean_duration
+            wanted /= used if _least(used) > 0.0 else np.where(used > 0.0, used, inf)
+            seconds += wanted
         return seconds
 
     def _own(self, request: Request, c: Candidates) -> Floats:
-        own: Floats = request.prompt_tokens - np.fmax(c[self._matched], 0.0)
-        return np.maximum(own, 0.0, out=own)
+        own = np.fmax(c[self._matched], _ZERO)
+        np.subtract(request.prompt_tokens, own, out=own)
+        return np.maximum(own, _ZERO, out=own)
 
     def picked(self, request: Request, decision: Decision, c: Candidates) -> None:
         """Charges the targets of all profiles."""
@@ -461,14 +491,16 @@ class WorkAheadScorer:
         own, short = (scored[2], self._short) if scored is not None and ours else (self._own(request, c), None)
         self._scored = None
         sent = work.sent[id(decision)] = []
+        prompt, streamed = request.prompt_tokens, request.body.stream
+        known = prompt - _least(own)
         for slot in {pick.slots[0] for pick in decision.picks.values()}:
             work.hold(slot)
             index = int((c.slots == slot).argmax())
-            tokens, batch, prompt = float(own[index]), float(inflight[index]), request.prompt_tokens
+            tokens, batch = own.item(index), inflight.item(index)
             ahead = tokens + work.pending_at(slot, c.now)
             fits = short is None or not short[index]
-            sent.append(_Sent(slot, c.now, tokens, ahead, batch, prompt, request.body.stream, fits))
-            work.charge(sent[-1], prompt - float(np.minimum.reduce(own)))
+            sent.append(_Sent(slot, c.now, tokens, ahead, batch, prompt, streamed, fits))
+            work.charge(sent[-1], known)
 
     def first_byte(self, request: Request, decision: Decision, now: float) -> None:
         """The prompt has been computed, if the response is streamed; or else the answer, too."""
@@ -488,14 +520,13 @@ class WorkAheadScorer:
         if outcome.duration is not None:
             self._work.mean_duration += (outcome.duration - self._work.mean_duration) / OWN_MEMORY
 
-    def _take_scrapes(self, c: Candidates) -> None:
-        """Takes into account what the engines have said since."""
-        work = self._work
-        scraped = c.now - c.ages
-        later = scraped > work.rows[_SEEN].take(c.slots) + _SAME
+    def _take_scrapes(self, c: Candidates, seen: Floats) -> bool:
+        """Takes into account what the engines have said since they were `seen`; whether they have said anything."""
+        work, ages = self._work, c.ages
+        later = ages < (c.now - _SAME) - seen
         if not np.count_nonzero(later):
-            return
-        new = np.flatnonzero(later & c.fresh)
+            return False
+        new, scraped = np.flatnonzero(later & c.fresh), c.now - ages
         slots, rows = c.slots[new], work.rows
         counts, waiting = c[FIRST_TOKENS][new], np.fmax(c[WAITING][new], 0.0)
         decoding = (waiting == 0) & (rows[_MOST_QUEUED, slots] == 0) & (counts == rows[_COUNT, slots])
@@ -510,6 +541,7 @@ class WorkAheadScorer:
         rows[_OTHER_HELD, slots] = np.where(others > 0, np.maximum(used - rows[_MOST_HELD, slots], 0.0), 0.0)
         rows[_MOST_QUEUED, slots], rows[_MOST_INFLIGHT, slots] = rows[_QUEUED, slots], inflight
         rows[_MOST_HELD, slots], rows[_SEEN, slots] = rows[_HELD, slots], scraped[new]
+        return True
 
     def _take_counts(self, slots: Ints, counts: Floats, seconds: Floats, scraped: Floats) -> None:
         """Where responses don't pass, the engines' counts of first tokens say which prompts are done."""
