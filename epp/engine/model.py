@@ -23,7 +23,7 @@ that fills them is scheduled, so a twin admitted in the same step shares them.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Contents
 from dataclasses import dataclass, field
 from math import nan, sqrt
@@ -301,12 +301,21 @@ class Model:
     def _steps_ahead(self, most: int) -> int:
         """How many steps of decoding will be equal to the first one: until a request ends, or blocks may run out.
 
-        Whoever waits goes on waiting meanwhile: what held it back only grows.
+        Whoever waits goes on waiting meanwhile: what held it back only grows, unless a block that it shares is filled.
         """
         steps = min([most, *(s.request.output_tokens - s.produced for s in self.running)])
+        if len(self.waiting) > self.deferred:
+            steps = min([steps, *self._until_shared(self.waiting[self.deferred].request.contents)])
         while steps > 1 and self.blocks_ahead(steps) > self.pool.free:
             steps //= 2
         return max(steps, 1)
+
+    def _until_shared(self, contents: Contents[int]) -> Iterator[int]:
+        """For each running sequence whose next block has one of these contents: its steps before that block is full."""
+        for sequence in self.running:
+            block, own = sequence.committed, sequence.request.contents
+            if block < min(len(contents), len(own)) and contents[block] == own[block]:
+                yield max((block + 1) * self.config.block_size - sequence.computed - 1, 1)
 
     def blocks_ahead(self, steps: int) -> int:
         """Blocks yet to be allocated when each running sequence has computed ``steps`` tokens more."""

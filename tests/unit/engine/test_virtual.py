@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import inf
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from epp.engine.metrics import EngineMetrics, Gauges, Histogram
@@ -75,6 +75,18 @@ def contents(prompt: int, output: int, family: int) -> list[int]:
 
 
 @settings(max_examples=200, deadline=None)
+@example(  # one that waits shares a block that a running one fills while it decodes
+    events=[
+        (0, 1, 0, 0, False, False),
+        (0, 22, 10, 0, False, False),
+        (5, 1, 8, 1, False, False),
+        (8, 29, 0, 1, False, False),
+        (5, 1, 0, 0, True, False),
+    ],
+    blocks=16,
+    seqs=3,
+    loras=0,
+)
 @given(events=EVENTS, blocks=st.integers(16, 40), seqs=st.integers(1, 5), loras=st.integers(0, 2))
 def test_runs_of_steps_are_the_steps(
     events: list[tuple[int, int, int, int, bool, bool]], blocks: int, seqs: int, loras: int
