@@ -3,7 +3,8 @@
 The floor is `../shared/bench/floor.py`: an ext_proc server on the same stack that only answers. The picker runs as in
 production, with metrics, one log line a request and decision records on. Each round sends the same requests through an
 Envoy in front of either; a row has the medians over the rounds, in microseconds of CPU (all threads of the process) a
-request, and the median of the rounds' ratios.
+request, and the median of the rounds' ratios. `policy` is the configuration: config/llm-d-default.yaml, or `default`,
+what the picker does without one.
 
     python benchmarks/extproc.py [--json] [--smoke] [--rounds 5] [--requests 1000]
 """
@@ -27,12 +28,19 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 FLOOR = SHARED / "bench" / "floor.py"
 PAGE = SHARED / "data" / "vllm-0.32-metrics-loaded.txt"
 CONCURRENCY = 16
-CASES: list[tuple[int, Mode]] = [
-    (1_000, "full-duplex"),
-    (220_000, "full-duplex"),
-    (400_000, "full-duplex"),
-    (1_000, "standalone"),
-    (400_000, "standalone"),
+LLM_D, DEFAULT = "llm-d-default", "default"
+CONFIG = Path(__file__).resolve().parents[1] / "config" / "llm-d-default.yaml"
+CONFIGS = {
+    LLM_D: ("--config-file", str(CONFIG)),
+    DEFAULT: (),
+}
+CASES: list[tuple[int, Mode, str]] = [
+    (1_000, "full-duplex", LLM_D),
+    (220_000, "full-duplex", LLM_D),
+    (400_000, "full-duplex", LLM_D),
+    (1_000, "standalone", LLM_D),
+    (400_000, "standalone", LLM_D),
+    (1_000, "full-duplex", DEFAULT),
 ]
 ANSWER = {
     "id": "chatcmpl-1",
@@ -111,14 +119,14 @@ async def end(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
-async def processors(stack: AsyncExitStack, target: Address) -> dict[str, Server]:
+async def processors(stack: AsyncExitStack, target: Address, policy: str) -> dict[str, Server]:
     """The floor and the picker."""
     floor, picker = await free_port(), await free_port()
     serve = ("-m", "epp", "serve", "--endpoints", str(target), "--secure-serving=false", "--grpc-port", str(picker))
     quiet = ("--grpc-bind-address", "127.0.0.1", "--grpc-health-port", "0", "--metrics-port", "0")
     return {
         "floor": await start(stack, floor, str(FLOOR), str(floor), str(target)),
-        "picker": await start(stack, picker, *serve, *quiet),
+        "picker": await start(stack, picker, *serve, *quiet, *CONFIGS[policy]),
     }
 
 
@@ -139,14 +147,14 @@ async def load(session: aiohttp.ClientSession, envoy: EnvoyProcess, body: bytes,
             group.create_task(worker())
 
 
-async def measure(size: int, mode: Mode, rounds: int, requests: int) -> dict[str, object]:
+async def measure(size: int, mode: Mode, policy: str, rounds: int, requests: int) -> dict[str, object]:
     """One row."""
     question = {"model": "llama-8b", "messages": [{"role": "user", "content": ("word " * (size // 5))[:size]}]}
     body = json.dumps(question).encode()
     used: dict[str, list[float]] = {"floor": [], "picker": []}
     async with AsyncExitStack() as stack:
         target = await engine(stack)
-        servers = await processors(stack, target)
+        servers = await processors(stack, target, policy)
         session = await stack.enter_async_context(aiohttp.ClientSession())
         envoys = {}
         for name, server in servers.items():
@@ -163,6 +171,7 @@ async def measure(size: int, mode: Mode, rounds: int, requests: int) -> dict[str
     return {
         "prompt_bytes": size,
         "mode": mode,
+        "policy": policy,
         "picker_us": round(statistics.median(used["picker"]), 1),
         "floor_us": round(statistics.median(used["floor"]), 1),
         "ratio": round(statistics.median(ratios), 3),
@@ -175,10 +184,10 @@ async def main(arguments: argparse.Namespace) -> list[dict[str, object]]:
         raise SystemExit(f"{FLOOR} is missing: the floor that costs are held against is not part of the project")
     cases = CASES[:1] if arguments.smoke else CASES
     if arguments.smoke:
-        return [await measure(size, mode, 1, 40) for size, mode in cases]
+        return [await measure(*case, 1, 40) for case in cases]
     rows = []
-    for size, mode in cases:
-        rows.append(await measure(size, mode, arguments.rounds, arguments.requests if size < 10_000 else 200))
+    for case in cases:
+        rows.append(await measure(*case, arguments.rounds, arguments.requests if case[0] < 10_000 else 200))
         if not arguments.json:
             print(rows[-1], flush=True)
     return rows

@@ -23,7 +23,7 @@ def smoke(name):
 def test_extproc():
     """The picker and the floor answer the same requests; both cost something."""
     (row,) = smoke("extproc")
-    assert set(row) == {"prompt_bytes", "mode", "picker_us", "floor_us", "ratio"}
+    assert set(row) == {"prompt_bytes", "mode", "policy", "picker_us", "floor_us", "ratio"}
     assert row["picker_us"] > 0
     assert row["floor_us"] > 0
 
