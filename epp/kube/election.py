@@ -38,11 +38,13 @@ class Terms:
     Attributes:
         duration: how long a Lease that isn't renewed is still its holder's.
         retry: between two renewals, and between two looks of a follower.
+        deadline: after which an attempt that isn't answered is given up.
         probe: between two connections to a leader whose last one broke without its port refusing another.
     """
 
     duration: float = 15.0
     retry: float = 2.0
+    deadline: float = 10.0
     probe: float = 0.5
 
 
@@ -63,6 +65,11 @@ class Lease(Object, frozen=True):
     def holder(self) -> str:
         """Who holds it; "" for nobody."""
         return self.spec.holder_identity or ""
+
+    @property
+    def transitions(self) -> int:
+        """How often it has changed hands."""
+        return self.spec.lease_transitions or 0
 
 
 class Election:
@@ -120,6 +127,10 @@ class Election:
         """Who held the Lease when it was last seen; "" for nobody."""
         return str((self._seen.get("spec") or {}).get("holderIdentity") or "")
 
+    @property
+    def _transitions(self) -> int:
+        return (self._seen.get("spec") or {}).get("leaseTransitions") or 0
+
     def start(self) -> None:
         """Begins to try."""
         self._tasks = [asyncio.create_task(self._campaign()), asyncio.create_task(self._watch())]
@@ -144,11 +155,14 @@ class Election:
         while True:
             self._wake.clear()
             try:
-                await self._try()
+                async with asyncio.timeout(self._terms.deadline):
+                    await self._try()
                 self._told = ""
             except (ApiError, Unreachable) as error:
                 if not (isinstance(error, ApiError) and error.status == 409):  # somebody else was quicker
                     self._tell(f"the Lease {self._namespace}/{self._name}: {error}")
+            except TimeoutError:
+                self._tell(f"the Lease {self._namespace}/{self._name}: no answer in {self._terms.deadline:g} s")
             except Exception as error:  # noqa: BLE001 (the root of a task; on_error counts it)
                 self._tell(f"the Lease {self._namespace}/{self._name}: {type(error).__name__}: {error}")
             with contextlib.suppress(TimeoutError):
@@ -244,7 +258,12 @@ class Election:
             self.change("MODIFIED", item)
 
     def change(self, change: Change, item: Lease) -> None:
-        """The Lease has changed: who leads looks if it still does, who doesn't if it may."""
+        """The Lease has changed: who leads looks if it still does, who doesn't if it may.
+
+        Who leads and sees somebody else's later term doesn't wait for an attempt under way, which may hang.
+        """
+        if self.leading and item.holder not in ("", self._identity) and item.transitions > self._transitions:
+            self._set_leading(False)
         if change == "DELETED" or item.holder != self.holder:
             self._wake.set()
 

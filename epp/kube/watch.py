@@ -94,8 +94,12 @@ class Backoff:
         self._tries += 1
         return whole * self._random.uniform(0.5, 1.0)
 
+    def answered(self) -> None:
+        """The API server answers: what comes next is another outage. How often it was tried stays until `reset`."""
+        self._began = None
+
     def reset(self) -> None:
-        """The outage is over."""
+        """What was answered has proven to work."""
         self._began, self._tries = None, 0
 
 
@@ -134,6 +138,7 @@ class Reflector(Generic[T]):
         labels: a label selector.
         fields: a field selector.
         ends: HTTP statuses that end it; any other is tried again.
+        grace: seconds for which those are tried again, too, once it is synced: one refusal proves little.
         on_error: hears of a failure, once until another one comes.
         on_stale: hears of every change of `stale_since`.
         pace, now, source: the pauses, their clock, and their chance.
@@ -150,6 +155,7 @@ class Reflector(Generic[T]):
         labels: str = "",
         fields: str = "",
         ends: Collection[int] = (404,),
+        grace: float = 0.0,
         on_error: Callable[[str], None] = lambda _: None,
         on_stale: Callable[[], None] = lambda: None,
         pace: Pace | None = None,
@@ -165,7 +171,8 @@ class Reflector(Generic[T]):
         self._sink = sink
         self._selectors = {"labelSelector": labels} if labels else {}
         self._selectors |= {"fieldSelector": fields} if fields else {}
-        self._ends = ends
+        self._ends, self._grace = ends, grace
+        self._refused_since: float | None = None
         self._on_error, self._on_stale = on_error, on_stale
         self._now = now
         self._random = source or random.Random()
@@ -188,9 +195,10 @@ class Reflector(Generic[T]):
                 if not self.version:
                     await self._list()
                 if await self._watch():
+                    self._backoff.reset()
                     continue
             except ApiError as error:
-                if error.status in self._ends:
+                if self._ended_by(error.status):
                     raise
                 if error.status not in _BUSY:
                     self.version = ""  # 410, and what an API server says that was set back in time
@@ -201,6 +209,14 @@ class Reflector(Generic[T]):
             except Unreachable as error:
                 self._failed(str(error))
             await asyncio.sleep(self._backoff.pause())
+
+    def _ended_by(self, status: int) -> bool:
+        if status not in self._ends:
+            self._refused_since = None
+            return False
+        now = self._now()
+        self._refused_since = now if self._refused_since is None else self._refused_since
+        return not self.synced or now - self._refused_since >= self._grace
 
     async def _list(self) -> None:
         items: list[T] = []
@@ -265,7 +281,8 @@ class Reflector(Generic[T]):
         self._tell(message)
 
     def _current(self) -> None:
-        self._told = ""
+        self._told, self._refused_since = "", None
+        self._backoff.answered()
         if self.stale_since is not None:
             self.stale_since = None
             self._on_stale()

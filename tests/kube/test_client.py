@@ -265,6 +265,39 @@ def test_pauses_double_up_to_a_second_and_later_on_further() -> None:
     assert backoff.pause() <= 0.05
 
 
+def test_an_outage_after_an_answer_is_another_one() -> None:
+    """However long the one before was, and however little has been said since."""
+    now = 0.0
+    backoff = Backoff(Pace(), lambda: now, random.Random(1))
+    for now in range(40):  # noqa: B007 (the clock)
+        backoff.pause()
+    backoff.answered()
+    assert [backoff.pause() <= 1.0 for _ in range(5)] == [True] * 5
+
+
+async def test_the_pauses_of_the_outage_before_are_forgotten_while_a_watch_says_nothing(
+    fake: FakeApi, api: Api
+) -> None:
+    """No event and no bookmark: that the API server has taken the watch is enough."""
+    now = 0.0
+    fake.apply(pod("a"))
+    fake.silent = True
+    pace = Pace(first=20.0, cap=0.02, patience=30.0, late_cap=20.0)
+    async with Watching(api, now=lambda: now, pace=pace) as watching:
+        await watching.until_names("a")
+        await fake.down()
+        await watching.sink.until(lambda: watching.reflector.stale_since is not None)
+        await fake.up()
+        await watching.sink.until(lambda: watching.reflector.stale_since is None)
+        now = 100.0
+        await fake.down()
+        await watching.sink.until(lambda: watching.reflector.stale_since is not None)
+        await fake.up()
+        answering = time.monotonic()
+        await watching.sink.until(lambda: watching.reflector.stale_since is None)
+        assert time.monotonic() - answering < 2.0
+
+
 @pytest.mark.parametrize(
     ("selector", "labels", "matches"),
     [

@@ -9,7 +9,7 @@ from epp.keys import INFLIGHT_REQUESTS, WAITING
 from epp.kube.client import LLM_D_GROUP, OLD_GROUP, POOL_GROUP, Api
 from epp.kube.watch import Pace
 from epp.pool import Candidates
-from tests.kube.api import INFERENCE, FakeApi, pod, pool
+from tests.kube.api import INFERENCE, Failure, FakeApi, pod, pool
 from tests.kube.conftest import LABELS, Following
 
 QUICK = Pace(0.001, 0.01)
@@ -152,6 +152,31 @@ async def test_objects_of_the_newer_group_and_of_the_older_where_there_is_no_oth
     async with Following(api) as following:
         assert following.pool.objects.priorities == {"b": 7}
         assert following.errors == []
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_a_refusal_leaves_the_objects_as_they_were(fake: FakeApi, api: Api, status: int) -> None:
+    """As of an API server that has just begun: the older group, which is served and empty, doesn't take its place."""
+    fake.apply(pool("llama", LABELS), objective("a", 5))
+    async with Following(api, pace=QUICK) as following:
+        fake.failures = [Failure(status, 3, plural="inferenceobjectives", verb="list")]
+        fake.expire()
+        fake.drop_watches()
+        await following.until(lambda: following.stale == [False, True, False])
+        assert following.pool.objects.priorities == {"a": 5}
+        fake.apply(objective("b", 6))
+        await following.until(lambda: following.pool.objects.priorities == {"a": 5, "b": 6})
+
+
+async def test_a_group_that_is_gone_makes_room_for_the_older_and_back(fake: FakeApi, api: Api) -> None:
+    fake.apply(pool("llama", LABELS), objective("a", 5), objective("b", 7, OLD_GROUP))
+    async with Following(api, pace=QUICK, look_again=0.3) as following:
+        fake.unserve(f"{LLM_D_GROUP}/v1alpha2")
+        fake.drop_watches()
+        await following.until(lambda: following.pool.objects.priorities == {"b": 7})
+        fake.serve(*[(kind, resource) for kind, resource in INFERENCE if resource.group == LLM_D_GROUP])
+        fake.apply(objective("c", 1))
+        await following.until(lambda: following.pool.objects.priorities == {"c": 1})
 
 
 async def test_without_any_of_them_and_with_the_models_of_old(fake: FakeApi, api: Api) -> None:

@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Self
 
+import msgspec
 import pytest
 
+from epp.kube.access import Access, FixedToken
 from epp.kube.client import Api
-from epp.kube.election import ADDRESS, Election, Terms, own_address
+from epp.kube.election import ADDRESS, Election, Lease, Terms, own_address
 from tests.e2e.harness import until
 from tests.kube.api import FakeApi
 
@@ -161,6 +163,54 @@ async def test_a_leader_that_cant_reach_the_api_server_goes_on_until_it_learns_o
     await fake.up()
     await until(lambda: not first.leading, "it has learnt")
     assert first.holder == "other"
+
+
+class Stuck(Api):
+    """An API whose writes are never answered while it is `stuck`."""
+
+    stuck = False
+
+    async def replace(self, path: str, item: Any) -> Any:
+        if self.stuck:
+            await asyncio.Event().wait()
+        return await super().replace(path, item)
+
+
+@pytest.fixture
+async def stuck(fake: FakeApi) -> AsyncIterator[Stuck]:
+    client = Stuck(Access(fake.url, FixedToken()))
+    yield client
+    await client.aclose()
+
+
+async def test_a_leader_whose_renewal_hangs_learns_of_another_at_once(fake: FakeApi, stuck: Stuck) -> None:
+    """By its watch; it would wait for the answer for minutes."""
+    replicas = Replicas(stuck)
+    first = replicas.add("first", Terms(duration=0.6, retry=0.05, deadline=100.0, probe=0.02))
+    await until(leads(first), "it leads")
+    stuck.stuck = True
+    await until(lambda: [verb for verb, _ in fake.requests].count("watch") == 1, "it watches")
+    first.change("MODIFIED", msgspec.convert({"spec": {"holderIdentity": "other", "leaseTransitions": 0}}, Lease))
+    assert first.leading, "an earlier term of somebody else's proves nothing"
+    taken = lease(fake)
+    taken["spec"] |= {"holderIdentity": "other", "leaseTransitions": 1}
+    fake.apply(taken)
+    await until(lambda: not first.leading, "it has learnt", 5.0)
+    await replicas.stop()
+
+
+async def test_an_attempt_that_hangs_is_given_up(fake: FakeApi, stuck: Stuck) -> None:
+    replicas = Replicas(stuck)
+    first = replicas.add("first", Terms(duration=60.0, retry=0.05, deadline=0.2, probe=0.02))
+    await until(leads(first), "it leads")
+    stuck.stuck = True
+    await until(lambda: replicas.errors, "it has noticed")
+    assert "no answer in 0.2 s" in replicas.errors[0]
+    assert first.leading
+    stuck.stuck = False
+    renewed = lease(fake)["spec"]["renewTime"]
+    await until(lambda: lease(fake)["spec"]["renewTime"] > renewed, "it is renewed")
+    await replicas.stop()
 
 
 async def test_two_that_begin_at_once_have_one_leader(fake: FakeApi, replicas: Replicas) -> None:

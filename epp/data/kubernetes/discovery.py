@@ -31,7 +31,6 @@ from epp.pool import Pool
 
 _ABSENT = (403, 404)
 _OBJECTS_PATIENCE = 5.0  # seconds that readiness waits for objectives, rewrites and models
-_LOOK_AGAIN = 60.0  # seconds until a kind that isn't there is asked for again; a tenth for pools
 
 T = TypeVar("T", bound=Object)
 
@@ -112,6 +111,7 @@ class KubernetesDiscovery:
         on_pool: hears of the ids of endpoints added and removed.
         on_state: called whenever the pool is synced, or no longer, and whenever what is known is stale, or no longer.
         patience: seconds that a start waits for the API server before it goes on without.
+        look_again: seconds until a kind that isn't there is asked for again; a tenth of it for pools.
         pace, now, source: see `Reflector`.
     """
 
@@ -125,12 +125,13 @@ class KubernetesDiscovery:
         on_pool: OnPool = lambda *_: None,
         on_state: Callable[[], None] = lambda: None,
         patience: float = 2.0,
+        look_again: float = 60.0,
         pace: Pace | None = None,
         now: Callable[[], float] = time.monotonic,
         source: random.Random | None = None,
     ) -> None:
         self.stale = False
-        self._patience = patience
+        self._patience, self._look_again = patience, look_again
         self._pool = pool
         self._api = api
         self._wanted = wanted
@@ -247,21 +248,30 @@ class KubernetesDiscovery:
                 self._candidate_changed(candidate, None)
             if error.status != 404 or candidate is self._candidates[0]:
                 self._failed(str(candidate.resource), str(error))
-        await asyncio.sleep(_LOOK_AGAIN / 10 * self._random.uniform(0.8, 1.2))
+        await asyncio.sleep(self._look_again / 10 * self._random.uniform(0.8, 1.2))
 
     async def _follow_first(self, resources: Sequence[Resource], kind: type[T], sink: Sink[T]) -> None:
-        """Follows the first of several versions of a kind that the API server has, and lets us see."""
+        """Follows the first of several versions of a kind that the API server has, and lets us see.
+
+        One that was there has to be refused for a while before another one's objects are the right ones. While it isn't
+        the first, those before it are asked for again now and then.
+        """
         reasons: list[str] = []
+        look_again = self._look_again * self._random.uniform(0.8, 1.2)
         for resource in resources:
             try:
-                await self._reflector(resource, kind, sink, ends=_ABSENT).run()
+                async with asyncio.timeout(look_again if reasons else None):
+                    await self._reflector(resource, kind, sink, ends=_ABSENT, grace=look_again).run()
+            except TimeoutError:
+                self._ended(resource)
+                return
             except ApiError as error:
                 self._ended(resource)
                 reasons.append(str(error))
         self._heard(resources[0].plural)
         if resources != (MODELS,):  # which are of old, and rarely there
             self._say_once(f"no {resources[0].plural}: {'; '.join(reasons)}")
-        await asyncio.sleep(_LOOK_AGAIN * self._random.uniform(0.8, 1.2))
+        await asyncio.sleep(look_again)
 
     async def _follow_pods(self, selector: str) -> None:
         await self._reflector(PODS, Pod, self._members, labels=selector).run()
@@ -275,6 +285,7 @@ class KubernetesDiscovery:
         labels: str = "",
         fields: str = "",
         ends: tuple[int, ...] = (),
+        grace: float = 0.0,
     ) -> Reflector[T]:
         name = str(resource)
         self._reflectors[name] = made = Reflector(
@@ -286,6 +297,7 @@ class KubernetesDiscovery:
             labels=labels,
             fields=fields,
             ends=ends,
+            grace=grace,
             on_error=partial(self._failed, name),
             on_stale=self._review_stale,
             pace=self._pace,
