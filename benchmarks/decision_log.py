@@ -100,9 +100,7 @@ def measure(endpoints: int, tokens: int, requests: int, blocks: int) -> list[Row
                 besides[variant].append(beside)
             bench.log.flush()
             start = time.process_time()
-            while bench.log.busy:
-                bench.log.flush()
-                time.sleep(0.0005)
+            bench.log.drain()
             thread += time.process_time() - start
         bench.log.close()
         written = len(paths["log"])

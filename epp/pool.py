@@ -197,12 +197,6 @@ class Pool:
         if all(known() is not observer for known in self._observers):
             self._observers.append(ref(observer))
 
-    def unwatch(self, observer: PoolObserver) -> None:
-        """The reverse of `watch`; unknown observers are a no-op."""
-        for known in tuple(self._observers):
-            if known() is observer:
-                self._observers.remove(known)
-
     def _void(self, slot: int) -> None:
         for known in tuple(self._observers):
             observer = known()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from epp.cli.arguments import count, positive
 from epp.engine.profiles import PROFILES
 from epp.errors import EppError
 
@@ -44,30 +45,16 @@ def _parser() -> argparse.ArgumentParser:
     about = "Replays one seeded list of chats through Envoy twice: with the picker, and with random picks."
     parser = argparse.ArgumentParser("epp demo", description=about)
     add = parser.add_argument
-    add("--duration", type=_positive, default=15.0, metavar="SECONDS", help="of each of the two passes (%(default)g)")
-    add("--engines", type=_count, default=3, metavar="N", help="simulated engines (%(default)s)")
-    add("--rate", type=_positive, default=20.0, help="requests a second (%(default)g)")
+    add("--duration", type=positive, default=15.0, metavar="SECONDS", help="of each of the two passes (%(default)g)")
+    add("--engines", type=count, default=3, metavar="N", help="simulated engines (%(default)s)")
+    add("--rate", type=positive, default=20.0, help="requests a second (%(default)g)")
     add("--seed", type=int, default=0, help="of the list of requests (%(default)s)")
     add("--profile", default="llama-8b-l40s", choices=list(PROFILES), help="of the engines (%(default)s)")
-    add("--blocks", type=_count, default=1400, help="KV blocks of an engine (%(default)s)")
+    add("--blocks", type=count, default=1400, help="KV blocks of an engine (%(default)s)")
     add("--config", type=_file, metavar="FILE", help="an EndpointPickerConfig for the first pass (the built-in one)")
     add("--keep", action="store_true", help="start everything once more afterwards and stay up until Ctrl-C")
     add("--json", metavar="FILE", help="write the figures as one JSON object; - for stdout")
     return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
 
 
 def _file(text: str) -> Path:

@@ -14,7 +14,8 @@ from typing import Any
 
 from epp.errors import ConfigError
 from epp.settings import PluginClass, Registry
-from epp.settings.catalogue import ALIASES, DIVIDED
+from epp.settings.catalogue import ALIASES
+from epp.settings.migrations import DIVIDED
 from epp.settings.problems import suggestion
 
 

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from epp.cli.arguments import count, positive
 from epp.data.client import ScrapeOptions
 from epp.engine.profiles import PROFILES
 from epp.errors import ConfigError, EppError
@@ -72,11 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_engines(parser)
     _add_view(parser)
     add("--seed", type=int, default=0, metavar="N", help="the first seed (%(default)s)")
-    add(
-        "--seeds", type=_count, default=1, metavar="N", help="how many seeds; the figures are their means (%(default)s)"
-    )
-    add("--limit", type=_count, metavar="N", help="only the first N requests of each workload")
-    add("--jobs", type=_count, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s)")
+    add("--seeds", type=count, default=1, metavar="N", help="how many seeds; the figures are their means (%(default)s)")
+    add("--limit", type=count, metavar="N", help="only the first N requests of each workload")
+    add("--jobs", type=count, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s)")
     return parser
 
 
@@ -86,7 +85,7 @@ def _add_engines(parser: argparse.ArgumentParser) -> None:
     add("--profile", default="llama-8b-h100", choices=list(PROFILES), help="of the engines (%(default)s)")
     add("--speeds", type=_numbers, default=(1.0,), metavar="X,...", help="factors given to the engines in turn (1)")
     add("--jitter", type=_share, default=0.05, metavar="X", help="standard deviation of a step's time (%(default)s)")
-    add("--block-size", type=_count, metavar="TOKENS", help="of the KV cache; larger ones are faster (the profile's)")
+    add("--block-size", type=count, metavar="TOKENS", help="of the KV cache; larger ones are faster (the profile's)")
 
 
 def _add_view(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +94,7 @@ def _add_view(parser: argparse.ArgumentParser) -> None:
     add("--no-scrapes", action="store_true", help="never a metrics page")
     add(
         "--scrape-interval",
-        type=_positive,
+        type=positive,
         default=usual.interval,
         metavar="SECONDS",
         help=f"between two scrapes of an engine (%(default)s, stretched to {usual.budget:g} scrapes a second in all)",
@@ -186,24 +185,10 @@ def _plan(options: argparse.Namespace) -> "Plan":
 # --- arguments
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
 def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return value
 
 
@@ -215,14 +200,14 @@ def _several(text: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(_positive(part) for part in text.split(","))
+    return tuple(positive(part) for part in text.split(","))
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    return _several(text, _count)
+    return _several(text, count)
 
 
 def _capacity(text: str) -> float | str:
     from epp.replay.study import OWN_PACE
 
-    return text if text == OWN_PACE else _positive(text)
+    return text if text == OWN_PACE else positive(text)

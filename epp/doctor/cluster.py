@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from epp.doctor.findings import Findings
-from epp.kube.client import OLD_GROUP, POOL_GROUP, Api, ApiError, Resource, Unreachable
+from epp.kube.client import Api, ApiError, Resource, Unreachable
 
 Object = Mapping[str, Any]
 
@@ -15,7 +15,6 @@ POD_METRICS = Resource("metrics.k8s.io", "v1beta1", "pods")
 LLM_SERVICES = tuple(
     Resource("serving.kserve.io", version, "llminferenceservices") for version in ("v1alpha2", "v1alpha1")
 )
-INFERENCE_GROUPS = (POOL_GROUP, OLD_GROUP)
 
 
 class Cluster:

@@ -13,9 +13,6 @@ from epp.doctor.cluster import LLM_SERVICES, Cluster, Object, at, labels_of, nam
 from epp.doctor.findings import Findings
 from epp.kube.client import OLD_GROUP, OLD_POOLS, POOLS, Resource
 
-WORKLOAD = {"app.kubernetes.io/part-of": "llminferenceservice", "kserve.io/component": "workload"}
-"""The labels of KServe's model servers, besides app.kubernetes.io/name with the service's name."""
-
 SCHEDULER = "llminferenceservice-router-scheduler"
 """KServe's label app.kubernetes.io/component of a picker; `scheduler` alone matches nothing."""
 

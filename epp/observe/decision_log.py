@@ -197,12 +197,16 @@ class DecisionLog:
         if self._writing is not None:
             self._tick()
 
-    def close(self) -> None:
-        """Writes what is left, and closes the file."""
+    def drain(self) -> None:
+        """Writes all that waits, and waits until it is written."""
         while self.busy:
             if self._writing is not None:
                 wait([self._writing[0]])
             self.flush()
+
+    def close(self) -> None:
+        """Writes what is left, and closes the file."""
+        self.drain()
         self._thread.shutdown()
         self._files.close()
 

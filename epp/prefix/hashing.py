@@ -55,6 +55,7 @@ class Hasher:
         self._memo = _Memo(memo_bytes)
         self._seeds: list[int] = []
         self._coefficients: dict[int, Chain] = {}
+        self._multipliers: dict[int, Chain] = {}
 
     def seed(self, *fields: str | None) -> int:
         """The seed of all chains under the same model, cache salt, adapter and whatever else parts two caches.
@@ -114,11 +115,11 @@ class Hasher:
         hashes += (words >> _HALF) @ forms[1]
         hashes ^= hashes >> _HALF
         blocks, pieces = len(words), -(-len(words) // span)
-        places = np.array(self._places(span)[:span], np.uint64)
         sums = np.zeros((pieces, span), np.uint64)
         sums.reshape(-1)[:blocks] = hashes
-        sums += places
-        sums *= places | np.uint64(1)
+        summands, factors = self._by_place(span)
+        sums += summands
+        sums *= factors
         sums ^= sums >> _HALF
         np.cumsum(sums, axis=1, out=sums)
         sums += keys[:pieces, None]
@@ -131,6 +132,14 @@ class Hasher:
             drawn = [xxh3_64_intdigest(b"form" + _LENGTH.pack(i), self._secret) for i in range(2 * words)]
             forms = self._coefficients[words] = np.array(drawn, np.uint64).reshape(2, words) | np.uint64(1)
         return forms
+
+    def _by_place(self, span: int) -> Chain:
+        """What tells the places in a piece apart: a summand and an odd factor each, shape (2, span)."""
+        found = self._multipliers.get(span)
+        if found is None:
+            places = np.array(self._places(span)[:span], np.uint64)
+            found = self._multipliers[span] = np.stack([places, places | np.uint64(1)])
+        return found
 
     def _places(self, span: int) -> list[int]:
         """The seeds of the places in a piece, ``span`` of them or more."""

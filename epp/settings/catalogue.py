@@ -8,8 +8,3 @@ ALIASES: Mapping[str, str] = {
     "tokenizer": "token-producer",
 }
 """Deprecated type names with the same parameters under a new name."""
-
-DIVIDED: Mapping[str, tuple[str, ...]] = {
-    "precise-prefix-cache-scorer": ("prefix-cache-scorer", "precise-prefix-cache-producer")
-}
-"""Types that were, whose work several have now; the first is of their kind."""

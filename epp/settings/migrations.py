@@ -17,6 +17,8 @@ SCORER = "prefix-cache-scorer"
 PRECISE_SCORER = "precise-prefix-cache-scorer"
 PRECISE_PRODUCER = "precise-prefix-cache-producer"
 _REFERENCE = "prefixMatchInfoProducerName"
+DIVIDED: Mapping[str, tuple[str, ...]] = {PRECISE_SCORER: (SCORER, PRECISE_PRODUCER)}
+"""Types that were, whose work several have now; the first is of their kind."""
 
 _MOVED = (
     "autoTune",

@@ -7,7 +7,8 @@ from epp_plugins.queue_depth import QueueScorer
 
 from epp.__main__ import main
 from epp.settings import Registry
-from epp.settings.catalogue import ALIASES, DIVIDED
+from epp.settings.catalogue import ALIASES
+from epp.settings.migrations import DIVIDED
 
 
 def test_list(capsys):

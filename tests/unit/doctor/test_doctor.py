@@ -8,7 +8,7 @@ import pytest
 
 from epp.__main__ import main
 from epp.doctor.findings import Findings
-from epp.doctor.target import SCHEDULER, WORKLOAD, Wanted
+from epp.doctor.target import SCHEDULER, Wanted
 from tests.kube.api import pod, pool
 from tests.unit.doctor.world import ADDRESSES, LABELS, NAMESPACE, PAGE, only, running, states
 
@@ -552,7 +552,8 @@ def service(**spec):
 
 async def test_kserve():
     """The pool is found by its labels; the selector is that of KServe's workload."""
-    labels = {"app.kubernetes.io/name": "llama", **WORKLOAD}
+    workload = {"app.kubernetes.io/part-of": "llminferenceservice", "kserve.io/component": "workload"}
+    labels = {"app.kubernetes.io/name": "llama", **workload}
     async with running() as world:
         made = pool("hashed-7f3a", labels, [world.port], namespace=NAMESPACE)
         made["spec"]["endpointPickerRef"]["name"] = "llama-epp"
