@@ -17,13 +17,13 @@ import time
 import numpy as np
 
 from epp import memory
-from epp.exchange import Observability
 from epp.extproc.events import Arrival
 from epp.hooks import Hooks
 from epp.observe.decisions import Decisions
 from epp.observe.guard import TimingGuard
 from epp.observe.logs import RequestLog
 from epp.observe.metrics import Metrics
+from epp.observe.observability import Observability
 from epp.pipeline import Pipeline
 from epp.plugin import Context, Pool, PrefixIndex
 from epp.settings import Registry, load

@@ -28,7 +28,7 @@ from epp.data.models import Models
 from epp.data.polls import Polls
 from epp.data.scrape import Scraper
 from epp.errors import ConfigError
-from epp.exchange import Health, Observability
+from epp.exchange import Health
 from epp.extproc.events import BodyMode, Modes
 from epp.extproc.health import HealthService
 from epp.extproc.server import ExternalProcessor
@@ -42,6 +42,7 @@ from epp.observe.guard import Budget, TimingGuard
 from epp.observe.http import application
 from epp.observe.logs import RequestLog, configure
 from epp.observe.metrics import Metrics
+from epp.observe.observability import Observability
 from epp.options import ServeOptions, listen_address
 from epp.pipeline import Options, Pipeline
 from epp.plugin import Context, Router, plugins_of

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
@@ -15,17 +15,13 @@ from epp.extproc.server import Ending
 from epp.extproc.session import DESTINATION_HEADER
 from epp.hooks import Hook
 from epp.keys import Key
-from epp.observe.decision_log import DecisionLog
-from epp.observe.decisions import Decisions
-from epp.observe.guard import TimingGuard
-from epp.observe.logs import RequestLog
-from epp.observe.metrics import Metrics, RequestSeries
+from epp.observe.metrics import RequestSeries
 from epp.observe.record import Record
 from epp.plugin import Candidates, Pick, Plugged, Request, ResponseReader, Usage
 from epp.pool import Endpoint, Leg
 from epp.rewriting import Rewriting
 from epp.schedule import Decision
-from epp.schedule.guard import Point
+from epp.schedule.guard import Guard, Point
 from epp.shadow import compared, remember, shadow_decision, taken_elsewhere
 from epp.splice import Renamer
 
@@ -38,9 +34,6 @@ LONGEST = 256
 
 log = logging.getLogger(__name__)
 
-SETTLE_AFTER = 0.05
-"""Seconds that what happens may wait to be entered."""
-
 
 @dataclass(frozen=True, slots=True)
 class Health:
@@ -48,45 +41,6 @@ class Health:
 
     connection_failed: Callable[[str], None] = lambda _: None
     suspected: Callable[[str], None] = lambda _: None
-
-
-@dataclass(slots=True)
-class Observability:
-    """Where what happens is noted.
-
-    Metrics, log lines and the ring of decisions are entered in batches, in the order in which things happened:
-    together, with their code and data still in the caches, they cost half of what they cost one by one. Whoever shows
-    them calls `settle` first.
-
-    Attributes:
-        later: calls a function after so many seconds, as an event loop's `call_later` does; None enters at once.
-        log: the decision log; None for none.
-    """
-
-    metrics: Metrics
-    decisions: Decisions
-    requests: RequestLog
-    guard: TimingGuard
-    later: Callable[[float, Callable[[], None]], object] | None = None
-    log: DecisionLog | None = None
-    _notes: list[tuple[Callable[..., object], tuple[Any, ...]]] = field(default_factory=list)
-
-    def note(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Has the function called with these arguments, soon."""
-        if not self._notes and self.later is not None:
-            self.later(SETTLE_AFTER, self.settle)
-        self._notes.append((function, arguments))
-        if self.later is None:
-            self.settle()
-
-    def settle(self) -> None:
-        """Enters what has been noted; what fails is logged, and disturbs nothing else."""
-        notes, self._notes = self._notes, []
-        for function, arguments in notes:
-            try:
-                function(*arguments)
-            except Exception:
-                log.exception("a note of what happened could not be entered")
 
 
 class Exchange:
@@ -481,7 +435,7 @@ def _text(name: Any) -> str:
     return name
 
 
-def settable(guard: TimingGuard, point: Point, plugged: Plugged, headers: Any) -> Mapping[str, str]:
+def settable(guard: Guard, point: Point, plugged: Plugged, headers: Any) -> Mapping[str, str]:
     """A plugin's headers, none if Envoy doesn't take them: one of those would end the stream."""
     if not headers:
         return {}

@@ -16,10 +16,11 @@ import msgspec
 import numpy as np
 
 from epp.errors import NotFound, PreconditionFailed, ResourceExhausted, ServiceUnavailable, unknown_model
-from epp.exchange import Exchange, Health, Observability, settable
+from epp.exchange import Exchange, Health, settable
 from epp.extproc.events import Answer, Arrival, Direct
 from epp.hooks import Hooks
 from epp.keys import REPORTED, SERVED_MODELS
+from epp.observe.observability import Observability
 from epp.plugin import Candidates, Pick, Request, Router
 from epp.pool import Pool
 from epp.reading import path_of, read

@@ -16,13 +16,14 @@ from epp.data.configured import reader
 from epp.data.report import Found, Report
 from epp.data.scrape import enter
 from epp.errors import ConfigError, RequestError
-from epp.exchange import Exchange, Observability
+from epp.exchange import Exchange
 from epp.extproc.events import Answer, Arrival, ResponseBody, ResponseHeaders
 from epp.hooks import Hooks
 from epp.observe.decisions import Decisions
 from epp.observe.guard import TimingGuard
 from epp.observe.logs import RequestLog
 from epp.observe.metrics import Metrics
+from epp.observe.observability import Observability
 from epp.pipeline import Pipeline
 from epp.plugin import Context
 from epp.pool import Endpoint, Pool

@@ -15,7 +15,7 @@ from typing import Any, Self
 import grpc
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
-from epp.exchange import Health, Observability
+from epp.exchange import Health
 from epp.extproc.events import BodyMode, Modes
 from epp.extproc.server import SERVICE, ExternalProcessor
 from epp.hooks import Hooks
@@ -25,6 +25,7 @@ from epp.observe.decisions import Decisions
 from epp.observe.guard import TimingGuard
 from epp.observe.logs import RequestLog
 from epp.observe.metrics import Metrics
+from epp.observe.observability import Observability
 from epp.pipeline import Options, Pipeline
 from epp.plugin import Context, plugins_of
 from epp.pool import Endpoint, Pool

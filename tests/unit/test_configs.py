@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from epp.errors import RequestError
-from epp.exchange import Exchange, Observability
+from epp.exchange import Exchange
 from epp.extproc.events import Answer, Arrival
 from epp.hooks import Hooks
 from epp.keys import CLUSTER_KV_USAGE, CLUSTER_QUEUE, GPU_UTILIZATION, attribute
@@ -23,6 +23,7 @@ from epp.observe.decisions import Decisions
 from epp.observe.guard import TimingGuard
 from epp.observe.logs import RequestLog
 from epp.observe.metrics import Metrics
+from epp.observe.observability import Observability
 from epp.pipeline import Pipeline
 from epp.plugin import Context, EndpointsFile, Page, Router
 from epp.pool import Pool

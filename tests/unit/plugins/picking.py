@@ -9,13 +9,14 @@ from typing import Any
 import yaml
 
 from epp.errors import RequestError
-from epp.exchange import Exchange, Observability
+from epp.exchange import Exchange
 from epp.extproc.events import Arrival
 from epp.hooks import Hooks
 from epp.observe.decisions import Decisions
 from epp.observe.guard import TimingGuard
 from epp.observe.logs import RequestLog
 from epp.observe.metrics import Metrics
+from epp.observe.observability import Observability
 from epp.pipeline import Pipeline
 from epp.plugin import Context, Pool, Router
 from epp.settings import Registry, load
