@@ -135,7 +135,7 @@ class Cluster:
         if self.discovery.stale != self._stale:
             self._stale = self.discovery.stale
             if self._stale:
-                log.warning("the API server is lost: the endpoints stay as they are until it answers again")
+                log.warning("the API server is lost, or refuses: the endpoints stay as they are until it answers again")
             else:
                 log.info("the API server answers again: the endpoints are current")
         self._on_state()

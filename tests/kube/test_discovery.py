@@ -1,5 +1,7 @@
 """The pool follows the API server: pools of both groups, pods, objects, and what goes wrong."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -115,6 +117,45 @@ async def test_a_pool_that_comes_late_goes_and_comes_back(fake: FakeApi, api: Ap
         fake.apply(pool("llama", LABELS, (8001,)))
         await following.until_members(a_rank_0="10.0.0.1:8001")
         await following.until(lambda: following.pool.synced)
+
+
+@pytest.mark.parametrize("how", ["it may not be read any more", "its definition is gone"])
+async def test_a_pool_that_is_refused_later_on_stays_and_is_stale(fake: FakeApi, api: Api, how: str) -> None:
+    """Its pods are followed on; the page for people says why, and since when."""
+    fake.apply(pool("llama", LABELS), pod("a", "10.0.0.1", labels=LABELS))
+    async with Following(api, pace=QUICK) as following:
+        if how == "its definition is gone":
+            fake.unserve(f"{POOL_GROUP}/v1")
+        else:
+            fake.denied |= {("list", "inferencepools"), ("watch", "inferencepools")}
+            fake.drop_watches()
+        name = f"inferencepools.{POOL_GROUP}"
+        await following.until(lambda: re.search(": 40[34] ", following.discovery.shown()["errors"].get(name, "")))
+        shown = following.discovery.shown()
+        assert shown["stale"]
+        assert shown["watches"][name]["stale_seconds"] >= 0
+        assert shown["errors"][name] in following.errors
+        fake.apply(pod("b", "10.0.0.2", labels=LABELS))
+        await following.until_members(a_rank_0="10.0.0.1:8000", b_rank_0="10.0.0.2:8000")
+        assert following.pool.synced
+        fake.serve(*[(kind, resource) for kind, resource in INFERENCE if resource.group == POOL_GROUP])
+        fake.apply(pool("llama", LABELS, (8001,)))
+        fake.denied.clear()
+        await following.until_members(a_rank_0="10.0.0.1:8001", b_rank_0="10.0.0.2:8001")
+        await following.until(lambda: not following.discovery.stale)
+        assert name not in following.discovery.shown()["errors"]
+
+
+async def test_a_refusal_of_the_group_that_has_no_such_pool_makes_nothing_stale(fake: FakeApi, api: Api) -> None:
+    fake.apply(pool("llama", LABELS), pod("a", "10.0.0.1", labels=LABELS))
+    async with Following(api, pace=QUICK, look_again=0.3) as following:
+        fake.denied_groups.add(OLD_GROUP)
+        fake.drop_watches()
+        await following.until(lambda: f"inferencepools.{OLD_GROUP}" in following.discovery.shown()["errors"])
+        fake.apply(pod("b", "10.0.0.2", labels=LABELS))
+        await following.until_members(a_rank_0="10.0.0.1:8000", b_rank_0="10.0.0.2:8000")
+        await following.until(lambda: not following.discovery.stale)  # once InferenceModels are given up, too
+        assert f"inferencepools.{OLD_GROUP}" in following.discovery.shown()["errors"]
 
 
 async def test_a_selector_without_a_pool(fake: FakeApi, api: Api) -> None:

@@ -5,6 +5,7 @@ a pod's load comes from here, so scores don't change.
 """
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -233,7 +234,10 @@ class KubernetesDiscovery:
         self._review_synced()
 
     async def _follow_candidate(self, candidate: _Candidate) -> None:
-        """Follows the InferencePool in one of its API groups; one that can't be asked for isn't there."""
+        """Follows the InferencePool in one of its API groups; one that can't be asked for isn't there.
+
+        One that was there and is refused later on keeps its last word, which is stale until it is heard of again.
+        """
 
         def changed() -> None:
             self._candidate_changed(candidate, sink.objects.get(self._wanted.pool))
@@ -241,11 +245,12 @@ class KubernetesDiscovery:
         sink: _Collected[InferencePool] = _Collected(changed)
         fields = f"metadata.name={self._wanted.pool}"
         try:
-            await self._reflector(candidate.resource, InferencePool, sink, fields=fields, ends=_ABSENT).run()
+            await self._reflector(
+                candidate.resource, InferencePool, sink, fields=fields, ends=_ABSENT, grace=math.inf
+            ).run()
         except ApiError as error:
             self._ended(candidate.resource)
-            if candidate.spec is None:  # otherwise its last word stands
-                self._candidate_changed(candidate, None)
+            self._candidate_changed(candidate, None)
             if error.status != 404 or candidate is self._candidates[0]:
                 self._failed(str(candidate.resource), str(error))
         await asyncio.sleep(self._look_again / 10 * self._random.uniform(0.8, 1.2))
@@ -320,6 +325,7 @@ class KubernetesDiscovery:
             self._objects_changed()
         elif all(each.known for each in self._candidates):
             self._use_nothing()
+        self._review_stale()  # as another one may count now
 
     def _chosen(self) -> _Candidate | None:
         """The candidate that counts: the first with a pool, once those before it are known not to have one."""
@@ -384,7 +390,8 @@ class KubernetesDiscovery:
         for name, each in self._reflectors.items():
             if each.stale_since is None:
                 self._errors.pop(name, None)
-        stale = any(each.stale_since is not None for each in self._reflectors.values())
+        idle = {str(each.resource) for each in self._candidates if each.known and each is not self._chosen()}
+        stale = any(each.stale_since is not None for name, each in self._reflectors.items() if name not in idle)
         if stale != self.stale:
             self.stale = stale
             self._on_state()
