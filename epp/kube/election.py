@@ -246,11 +246,9 @@ class Election:
     # --- what wakes a follower early
 
     async def _watch(self) -> None:
-        """A change of the Lease; where watching isn't allowed, looks now and then have to do."""
+        """A change of the Lease; while watching isn't allowed, looks now and then have to do."""
         fields = f"metadata.name={self._name}"
-        reflector = Reflector(self._api, LEASES, self._namespace, Lease, self, fields=fields, ends=(403, 404))
-        with contextlib.suppress(ApiError):
-            await reflector.run()
+        await Reflector(self._api, LEASES, self._namespace, Lease, self, fields=fields, ends=()).run()
 
     async def replace(self, items: Any) -> None:
         """The Lease as it was found."""

@@ -114,6 +114,22 @@ async def test_one_that_is_not_renewed_runs_out(fake: FakeApi, api: Api, replica
     await until(leads(election), "it leads")
 
 
+async def test_a_watch_that_was_refused_is_tried_again(fake: FakeApi, replicas: Replicas) -> None:
+    """As of an API server that has just begun, or of a Role that is mended."""
+    first = replicas.add("first")
+    await until(leads(first), "it leads")
+    fake.denied |= {("list", "leases"), ("watch", "leases")}
+    fake.drop_watches()
+    second = replicas.add("second", LONG)
+    await until(lambda: second.holder == "first", "the second has looked")
+    await until(lambda: [verb for verb, _ in fake.requests].count("list") > 3, "both have been refused")
+    fake.denied.clear()
+    asked = len(fake.requests)
+    await until(lambda: [verb for verb, _ in fake.requests[asked:]].count("watch") == 2, "both watch")
+    await first.stop()
+    await until(leads(second), "the second leads", 5.0)
+
+
 class Port:
     """Somebody's health port: who is connected to it, and how to kill them."""
 
