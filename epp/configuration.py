@@ -21,7 +21,7 @@ from epp.hooks import Hooks
 from epp.observe.series import Family
 from epp.options import ServeOptions
 from epp.plugin import Context, Router, plugins_of
-from epp.settings import Registry, Resolved, build, defaults, prepare, show
+from epp.settings import Registry, Resolved, build, defaults, prepare, read_file, show
 from epp.settings.document import Document
 from epp.states import States
 
@@ -56,9 +56,9 @@ class Source:
         if self.file is None:
             return self.text, self.origin
         try:
-            return self.file.read_text(), self.file
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--config-file {self.file}: can't be read: {error}") from error
+            return read_file(self.file), self.file
+        except ConfigError as error:
+            raise ConfigError(f"--config-file {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

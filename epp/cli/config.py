@@ -15,7 +15,7 @@ from pathlib import Path
 from epp.errors import ConfigError
 from epp.plugin import Context
 from epp.pool import Pool
-from epp.settings import Registry, Resolved, defaults, resolve, show
+from epp.settings import Registry, Resolved, defaults, read_file, resolve, show
 from epp.settings.schema import schema
 
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         resolved = _resolve(options.file)
-    except (ConfigError, OSError, UnicodeDecodeError) as error:
+    except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
     for warning in resolved.router.warnings:
@@ -61,4 +61,4 @@ def _resolve(file: str | None) -> Resolved:
     if file is None:
         return resolve(defaults.TEXT, defaults.ORIGIN, Registry.installed(), context)
     path = Path(file)
-    return resolve(path.read_text("utf-8"), path, Registry.installed(), context)
+    return resolve(read_file(path), path, Registry.installed(), context)

@@ -8,16 +8,21 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from epp.cli.flagtypes import PORTS
 from epp.doctor.examine import Options, examine
 from epp.doctor.findings import Findings
 from epp.doctor.target import Wanted
 from epp.errors import ConfigError
 from epp.kube.access import Access, find, from_files
 from epp.kube.client import Api
+from epp.kube.selectors import parse_selector
 from epp.quantities import parse_duration
+
+T = TypeVar("T")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,35 +63,26 @@ def _options(given: argparse.Namespace, access: Access) -> Options:
         raise ConfigError(f"{' and '.join(named)} exclude each other")
     if given.endpoint_selector and not given.endpoint_target_ports:
         raise ConfigError("--endpoint-selector needs --endpoint-target-ports, such as 8000")
+    _flag("endpoint-selector", parse_selector, given.endpoint_selector)
     wanted = Wanted(
         namespace=given.namespace or namespace or os.environ.get("NAMESPACE") or access.namespace,
         name=name,
         pool=given.pool_name,
         group=given.pool_group,
         kserve=given.kserve,
-        selector=_labels(given.endpoint_selector),
-        ports=_ports(given.endpoint_target_ports),
+        selector=given.endpoint_selector.strip(),
+        ports=_flag("endpoint-target-ports", PORTS.parse, given.endpoint_target_ports),
         picker=given.picker,
     )
-    try:
-        timeout = parse_duration(given.timeout)
-    except ValueError as error:
-        raise ConfigError(f"--timeout: {error}") from error
+    timeout = _flag("timeout", parse_duration, given.timeout)
     return Options(wanted, "KUBERNETES_SERVICE_HOST" in os.environ, timeout, given.envoy_admin)
 
 
-def _labels(text: str) -> dict[str, str]:
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    if any(not key.strip() or not equals or key.endswith("!") for key, equals, _ in pairs):
-        raise ConfigError(f"--endpoint-selector: {text!r} is no list of key=value; only equality is looked at here")
-    return {key.strip(): value.strip("= ") for key, _, value in pairs}
-
-
-def _ports(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if any(not part.isdecimal() or not 0 < int(part) < 1 << 16 for part in parts):
-        raise ConfigError(f"--endpoint-target-ports: {text!r} is no list of ports")
-    return tuple(map(int, parts))
+def _flag(name: str, parse: Callable[[str], T], text: str) -> T:
+    try:
+        return parse(text)
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"--{name}: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pool-name", default="", metavar="NAME", help="an InferencePool")
     add("--pool-group", default="", metavar="GROUP", help="its API group (either)")
     add("--kserve", default="", metavar="NAME", help="an LLMInferenceService of KServe")
-    add("--endpoint-selector", default="", metavar="LABELS", help="pods without a pool: key=value,...")
+    add("--endpoint-selector", default="", metavar="LABELS", help="pods without a pool: a=b,c!=d,e in (f,g),!h")
     add("--endpoint-target-ports", default="", metavar="PORTS", help="theirs")
     add("--picker", default="", metavar="SERVICE", help="the picker's Service (the one that the pool names)")
     add("--envoy-admin", action="append", default=[], metavar="HOST:PORT", help="an Envoy's admin page; repeatable")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from epp.errors import ConfigError
 from epp.migrate import migrate
+from epp.settings import read_file
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
         migration = migrate([_source(file) for file in options.files or ["-"]])
-    except (ConfigError, OSError, UnicodeDecodeError) as error:
+    except (ConfigError, UnicodeDecodeError) as error:
         print(error, file=sys.stderr)
         return 1
     print(migration.text, end="")
@@ -35,7 +36,7 @@ def _source(file: str) -> tuple[str, str]:
     """A file's name for messages, and its text."""
     if file == "-":
         return "standard input", sys.stdin.read()
-    return file, Path(file).read_text("utf-8")
+    return file, read_file(Path(file))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from epp.errors import ConfigError
-from epp.settings import defaults
+from epp.settings import defaults, read_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,6 @@ class Policy:
             return cls(name or path, defaults.TEXT, defaults.ORIGIN)
         file = Path(path)
         try:
-            return cls(name or file.stem, file.read_text(), file)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"configuration {path}: can't be read: {error}") from error
+            return cls(name or file.stem, read_file(file), file)
+        except ConfigError as error:
+            raise ConfigError(f"configuration {error}") from error

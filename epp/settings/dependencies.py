@@ -4,7 +4,7 @@ A plugin's `reads` are the keys that it reads, a producer's or fetcher's `writes
 producer, which is the name of a plugin instance; a key without one belongs to the mechanism.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from graphlib import CycleError, TopologicalSorter
 
 from epp.keys import Key
@@ -28,7 +28,8 @@ def resolve_producers(
         reader = pending.pop(0)
         if reader in graph:
             continue
-        writers = [_writer(key, reader, instances, report) for key in _keys(reader, "reads", report)]
+        reads = _by_producer(_keys(reader, "reads", report))
+        writers = [_writer(producer, keys, reader, instances, report) for producer, keys in reads.items()]
         graph[reader] = [writer for writer in writers if writer]
         pending.extend(graph[reader])
     for fetcher in instances.of("fetcher"):
@@ -48,32 +49,48 @@ def _ordered(producers: list[Instance], graph: dict[Instance, list[Instance]], r
         return []
 
 
-def _writer(key: Key, reader: Instance, instances: Instances, report: Report) -> Instance | None:
-    """Who writes the key; None for the mechanism and for errors."""
-    if not key.producer:
+def _writer(
+    producer: str, keys: Sequence[Key], reader: Instance, instances: Instances, report: Report
+) -> Instance | None:
+    """Who writes the keys of one producer; None for errors."""
+    path = reader.place_of(producer)
+    if not instances.known(producer):
+        report.error(path, _unknown(producer, keys, reader, instances))
         return None
-    if not instances.known(key.producer):
-        report.error(reader.path, _unknown(key, reader, instances))
+    writer = instances.inject(producer, path)
+    if writer is None or (writer.plugin is None and not writer.inert):
         return None
-    writer = instances.inject(key.producer, reader.path)
-    if writer is None:
-        return None
-    if writer.plugin is None or writer.inert:
-        if writer.inert:
-            report.error(reader.path, f"{reader.title} reads {key.name} from {writer.title}, which has no effect yet")
+    if writer.inert:
+        report.error(path, f"{reader.title} reads {_named(keys)} from {writer.title}, which has no effect yet")
         return None
     written = _keys(writer, "writes", report)
-    if key not in written:
+    unwritten = [key for key in keys if key not in written]
+    if unwritten:
         names = listed(sorted({key.name for key in written}))
-        report.error(reader.path, f"{reader.title} reads {key.name} from {writer.title}, which writes: {names}")
+        report.error(path, f"{reader.title} reads {_named(unwritten)} from {writer.title}, which writes: {names}")
         return None
     return writer
 
 
-def _unknown(key: Key, reader: Instance, instances: Instances) -> str:
-    writers = [instance.name for kind in ("producer", "fetcher") for instance in instances.of(kind)]
-    why = f"which is neither configured nor a known type{suggestion(key.producer, writers)}"
-    return f'{reader.title} reads {key.name} from the producer "{key.producer}", {why}'
+def _by_producer(keys: Iterable[Key]) -> dict[str, list[Key]]:
+    """The keys by who writes them, without the mechanism's own."""
+    found: dict[str, list[Key]] = {}
+    for key in keys:
+        if key.producer:
+            found.setdefault(key.producer, []).append(key)
+    return found
+
+
+def _named(keys: Iterable[Key]) -> str:
+    return " and ".join(dict.fromkeys(key.name for key in keys))
+
+
+def _unknown(producer: str, keys: Sequence[Key], reader: Instance, instances: Instances) -> str:
+    hint = suggestion(producer, instances.able("producer", "fetcher"))
+    return (
+        f'{reader.title} reads {_named(keys)} from the producer "{producer}", '
+        f"which is neither configured nor a known type{hint}"
+    )
 
 
 def _keys(instance: Instance, attribute: str, report: Report) -> tuple[Key, ...]:

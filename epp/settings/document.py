@@ -7,11 +7,13 @@ a null is an absent key.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
 
+from epp.errors import ConfigError
 from epp.settings.problems import InvalidConfig, Path, Problem
 
 _ENDLESS = "refers to itself, or is nested too deep"
@@ -68,6 +70,20 @@ class Document:
                 break
             node, line = found[-1][1], found[-1][0].start_mark.line + 1
         return line
+
+
+def read_file(file: FilePath) -> str:
+    """The text of a configuration file.
+
+    Raises:
+        ConfigError: it can't be read.
+    """
+    try:
+        return file.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file}: can't be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: can't be read: no text in UTF-8, by its byte {error.start}") from error
 
 
 def read(text: str, origin: str) -> Document:

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
@@ -15,9 +15,10 @@ from epp.errors import ConfigError, UnknownPlugin
 from epp.plugin import Context, Plugged
 from epp.settings.catalogue import ALIASES
 from epp.settings.decode import decode, explain
+from epp.settings.migrations import DIVIDED
 from epp.settings.models import PluginSpec
-from epp.settings.problems import Path, Report, listed, nearest, place, suggestion
-from epp.settings.registry import METHODS, PluginClass, Registry, is_file
+from epp.settings.problems import BROKEN, Path, Report, listed, nearest, place, suggestion
+from epp.settings.registry import METHODS, PluginClass, Registry, is_file, names_in_file
 from epp.states import Apart
 
 _HOOKED = {"profile handler", "producer", "fetcher", "observer", "screener", "admitter", "header reader", "tokenizer"}
@@ -70,11 +71,27 @@ class Instance:
     @property
     def title(self) -> str:
         """How messages call it."""
-        return f'"{self.name}" ({place(self.path)})' if self.path else f'"{self.name}"'
+        name = self.type if self.name == BROKEN else self.name
+        return f'"{name}" ({place(self.path)})' if self.path else f'"{name}"'
+
+    def place_of(self, name: str) -> Path:
+        """Where its parameters say that name; its own place where they don't."""
+        found = _place_of(name, self.raw) if self.path else None
+        return (*self.path, "parameters", *found) if found else self.path
 
     def plugged(self) -> Plugged:
         """For the router; the same one each time."""
         return self._plugged
+
+
+class _Any:
+    """Every name."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+_ANY = _Any()
 
 
 @dataclass(slots=True)
@@ -93,6 +110,7 @@ class Instances:
     Attributes:
         by_name: all that could be made.
         broken: the names of those that could not.
+        incomplete: whether there are such, or some whose name can't be told.
         asked_for: those that other plugins have asked for, by name.
     """
 
@@ -100,7 +118,9 @@ class Instances:
         self, registry: Registry, folder: FilePath | None, context: Callable[[str], Context], report: Report
     ) -> None:
         self.by_name: dict[str, Instance] = {}
-        self.broken: set[str] = set()
+        self.broken: set[str] = {BROKEN}
+        self.incomplete = False
+        self._nameless: list[Container[str]] = []  # what broken entries without a name may be called
         self.asked_for: dict[str, Instance] = {}
         self._entries: list[_Entry] = []
         self._named: dict[str, _Entry] = {}
@@ -139,6 +159,10 @@ class Instances:
         for entry in self._entries:
             self._named.setdefault(self._name(entry.spec), entry)
         self._reserve = {name: entry for name, entry in self._reserve.items() if name not in self._named}
+        self._nameless += [
+            names for names in map(self._possible_names, [entry.spec for entry in self._entries]) if names
+        ]
+        self.incomplete |= bool(self._nameless)
         for entry in self._entries:
             if entry.state == "":
                 self._complete(entry)
@@ -160,13 +184,28 @@ class Instances:
     def _enter_entry(self, entry: "_Entry") -> None:
         made, spec = entry.made, entry.spec
         name = made.name if made else spec.name or spec.type
-        if name in self.by_name or name in self.broken:
+        if (name in self.by_name or name in self.broken) and name != BROKEN:
             self._report.error((*entry.path, "name"), f'"{name}" is taken by an earlier plugin; names are unique')
         else:
             self._enter(name, made)
-        if made is None and spec.name is None:
-            # References to what a misspelt type was meant to be are no errors of their own.
-            self.broken.add(nearest(spec.type, self._registry.types) or name)
+
+    def _possible_names(self, spec: PluginSpec) -> Container[str]:
+        """What others may call an entry whose name can't be told: references to it are no errors of their own."""
+        if spec.name is not None:
+            return _ANY if spec.name == BROKEN else ()
+        with suppress(ConfigError):
+            self._find(ALIASES.get(spec.type, spec.type))
+            return ()
+        if is_file(spec.type):
+            names = names_in_file(spec.type, self._folder)
+            return _ANY if names is None else names
+        types = {*self._registry.types, *ALIASES, *DIVIDED}
+        found = nearest(spec.type, types)
+        return {found} if found else types
+
+    def _excused(self, name: str) -> bool:
+        """Whether the name is that of something broken, or may be."""
+        return name in self.broken or any(name in names for names in self._nameless)
 
     def look_up(self, name: str) -> Any:
         """The plugin of that name, for another one: made now if it is not there yet.
@@ -182,8 +221,7 @@ class Instances:
             self._complete(entry)
         found = entry.made if entry is not None else self.by_name.get(name)
         if found is None and entry is None:
-            hint = suggestion(name, self._named)
-            raise UnknownPlugin(f'no plugin is called "{name}"; there are: {listed(self._named)}{hint}', name)
+            raise UnknownPlugin("" if self._excused(name) else self._unknown(name, self._named), name)
         inert = found is not None and found.inert
         if found is None or found.plugin is None or inert:
             raise UnknownPlugin(f'"{name}" has no effect yet' if inert else "", name)  # broken: the report says why
@@ -198,34 +236,46 @@ class Instances:
             path: of what needs it, for the report when it can't be had; the result is None then.
         """
         self._take(name)
-        if name not in self.by_name and name not in self.broken:
+        if name not in self.by_name and not self._excused(name):
             self._enter(name, self._make(PluginSpec(type=name), path, path, ()))
         return self.by_name.get(name)
 
     def known(self, name: str) -> bool:
         """Whether an instance or a registered type has that name."""
-        return name in self.by_name or name in self.broken or name in self._registry or name in self._reserve
+        return name in self.by_name or name in self._registry or name in self._reserve or self._excused(name)
 
     def kinds_of(self, type_name: str) -> tuple[str, ...]:
         """What a registered type is, without an instance of it; () for one that isn't registered."""
         return self._registry.find(type_name).kinds if type_name in self._registry else ()
+
+    def able(self, *kinds: str) -> set[str]:
+        """The names of the instances, and of the types, that are of one of the kinds."""
+        types: set[str] = set()
+        for name in self._registry.types:
+            with suppress(ConfigError):
+                if not set(kinds).isdisjoint(self.kinds_of(name)):
+                    types.add(name)
+        return types | {name for name, each in self.by_name.items() if any(map(each.is_a, kinds))}
 
     def _enter(self, name: str, made: Instance | None) -> None:
         if made:
             self.by_name[name] = made
         else:
             self.broken.add(name)
+        self.incomplete |= made is None or made.plugin is None
 
     def refer(self, name: str, path: Path) -> Instance | None:
         """What a reference means; an undefined one goes to the report, a broken one is there already."""
         self._take(name)
         found = self.by_name.get(name)
-        if found is None and name not in self.broken:
-            known = [*self.by_name, *self._reserve]
-            self._report.error(
-                path, f'no plugin is called "{name}"; there are: {listed(known)}{suggestion(name, known)}'
-            )
+        if found is None and not self._excused(name):
+            self._report.error(path, self._unknown(name, [*self.by_name, *self._reserve]))
         return found
+
+    @staticmethod
+    def _unknown(name: str, known: Iterable[str]) -> str:
+        readable = [each for each in known if each != BROKEN]
+        return f'no plugin is called "{name}"; there are: {listed(readable)}{suggestion(name, readable)}'
 
     def _take(self, name: str) -> None:
         entry = self._reserve.pop(name, None)
@@ -243,6 +293,8 @@ class Instances:
         return replace(made, label=self._label) if made is not None and self._label else made
 
     def _made(self, spec: PluginSpec, type_path: Path, below: Path, path: Path) -> Instance | None:
+        if spec.type == BROKEN:
+            return None
         type_name = self._current_type(spec.type, type_path)
         try:
             found = self._find(type_name)

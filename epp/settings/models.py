@@ -3,7 +3,8 @@
 Durations are Go strings and become seconds, quantities are Kubernetes strings and become integers.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -139,3 +140,21 @@ class EndpointPickerConfig(Section):
     flow_control: FlowControl | None = None
     saturation_detector: PluginRef | None = None
     shadow: Shadow | None = None
+
+
+def keys_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """The keys that are known at a place inside the model."""
+    found: type[BaseModel] | None = model
+    for step in path:
+        if found is None or isinstance(step, int):
+            continue
+        by_key = {field.alias or name: field.annotation for name, field in found.model_fields.items()}
+        found = _model_in(by_key.get(str(step)))
+    return [field.alias or name for name, field in found.model_fields.items()] if found else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model inside an annotation such as `tuple[Model, ...]` or `Model | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for inner in get_args(annotation) if (model := _model_in(inner))), None)

@@ -9,6 +9,14 @@ from epp.errors import ConfigError
 Path = tuple[str | int, ...]
 """Where something stands in a configuration, such as ("schedulingProfiles", 0, "plugins", 2, "weight")."""
 
+BROKEN = "\0"
+"""Stands for a name or a type that can't be read, which the report has told of; no text in YAML has this character."""
+
+
+def within(path: Path, around: Path) -> bool:
+    """Whether the path is that place, or one inside it."""
+    return path[: len(around)] == around
+
 
 def place(path: Path) -> str:
     """The path as it is written: `schedulingProfiles[0].plugins[2].weight`; "" for the whole file."""

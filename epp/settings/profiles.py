@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from epp.plugin import Profile
 from epp.settings.instances import Instance, Instances
 from epp.settings.models import ProfilePlugin, ProfileSpec
-from epp.settings.problems import Path, Report, listed
+from epp.settings.problems import BROKEN, Path, Report, listed
 
 DEFAULT_PICKER = "max-score-picker"
 DEFAULT_HANDLER = "single-profile-handler"
@@ -21,7 +21,7 @@ def resolve_profiles(
     used: set[Instance] = set()
     for index, spec in enumerate(specs or [_default(instances)]):
         path: Path = (*at, "schedulingProfiles", index) if specs else ()
-        if spec.name in profiles:
+        if spec.name in profiles and spec.name != BROKEN:
             report.error((*path, "name"), f'a profile "{spec.name}" stands above already; names are unique')
         profile, members = _profile(spec, path, instances, report)
         profiles[spec.name] = profile
@@ -35,9 +35,11 @@ def resolve_handler(profiles: Sequence[str], instances: Instances, report: Repor
     if not found and len(profiles) == 1:
         found = [handler for handler in [instances.inject(DEFAULT_HANDLER, ())] if handler]
     if len(found) != 1:
-        if found or not instances.broken:  # a broken plugin may have been the handler
+        if found or not (instances.incomplete or BROKEN in profiles):  # a broken plugin may have been the handler
             report.error((*at, "plugins"), _not_one_handler(found, profiles))
         return None
+    if BROKEN in profiles:
+        return found[0]
     bind = getattr(found[0].plugin, "bind", None)
     if callable(bind):
         try:

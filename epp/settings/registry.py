@@ -55,6 +55,7 @@ METHODS: Mapping[str, str] = {
 _SOURCE = "__epp_source__"
 """Where a module from a file keeps what it was read from."""
 
+_CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
 _FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<name>\w+))?")
 
 
@@ -205,6 +206,16 @@ def _file_of(type_name: str, folder: Path | None) -> tuple[Path, str | None]:
             raise ConfigError("a relative file needs a configuration file that it is relative to; write the whole path")
         path = folder / path
     return path, match["name"]
+
+
+def names_in_file(type_name: str, folder: Path | None) -> set[str] | None:
+    """What instances of the classes in a file that can't be imported may be called; None if that can't be told."""
+    try:
+        path, name = _file_of(type_name, folder)
+        source = path.read_text("utf-8")
+    except (ConfigError, OSError, UnicodeDecodeError):
+        return None
+    return {kebab(found) for found in ([name] if name else _CLASS.findall(source))}
 
 
 def _class_in_file(path: Path, name: str | None) -> type:

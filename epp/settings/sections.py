@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from epp.settings.instances import Instances
 from epp.settings.models import EndpointPickerConfig, FlowControl, PriorityBand
-from epp.settings.problems import Path, Report, listed, suggestion
+from epp.settings.problems import BROKEN, Path, Report, listed, suggestion
 
 _GATES: Mapping[str, bool] = {"flowControl": False, "haPopulateNonLeaderDatastore": True}
 RETIRED_GATES = frozenset({"dataLayer", "experimentalDatalayer", "prepareDataPlugins"})
@@ -21,6 +21,8 @@ def check_feature_gates(config: EndpointPickerConfig, report: Report) -> dict[st
     """Every gate with its value; `name` alone switches it on."""
     gates = dict(_GATES)
     for index, entry in enumerate(config.feature_gates):
+        if entry == BROKEN:
+            continue
         path = ("featureGates", index)
         name, equals, text = (part.strip() for part in entry.partition("="))
         value = text.lower() if equals else "true"

@@ -41,13 +41,17 @@ def test_check_errors(file, capsys):
     ]
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe"], ids=["no file", "not UTF-8"])
-def test_unreadable(file, capsys, content):
-    """A file that can't be read is an error, too."""
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(None, "No such file or directory"), (b"a\xff\xfe", "no text in UTF-8, by its byte 1")],
+    ids=["no file", "not UTF-8"],
+)
+def test_unreadable(file, capsys, content, why):
+    """A file that can't be read is an error, too, in plain words."""
     if content is not None:
         file.write_bytes(content)
     assert main(["config", "check", str(file)]) == 1
-    assert capsys.readouterr().err
+    assert capsys.readouterr().err == f"{file}: can't be read: {why}\n"
 
 
 def test_show(file, capsys):

@@ -102,17 +102,34 @@ def test_unknown_producer():
     text = "plugins: [{type: length-producer}, {type: prefix-scorer, parameters: {producer: lenght-producer}}]"
     (message,) = errors({}, text)
     assert message == (
-        'plugins[1]: "prefix-scorer" (plugins[1]) reads matched_tokens from the producer "lenght-producer", which is '
+        'plugins[1].parameters.producer: "prefix-scorer" (plugins[1]) reads matched_tokens from the producer '
+        '"lenght-producer", which is '
         'neither configured nor a known type; did you mean "length-producer"?'
     )
+
+
+def test_unknown_producer_of_several_keys():
+    """One reader with a misspelt reference is one error, with the nearest name of the types, too."""
+
+    class Reader:
+        reads = (request_key("one", "length-producr"), request_key("other", "length-producr"))
+
+        def score(self, request, c):
+            return np.zeros(len(c))
+
+    (message,) = errors({"reader": Reader}, "plugins: [{type: reader}]")
+    assert 'reads one and other from the producer "length-producr"' in message
+    assert message.endswith('; did you mean "length-producer"?')
 
 
 def test_wrong_producer():
     """A plugin that doesn't write the key is no producer of it."""
     text = "plugins: [{type: prefix-scorer, parameters: {producer: length-producer}}]"
-    assert errors({}, text) == [
-        'plugins[0]: "prefix-scorer" (plugins[0]) reads matched_tokens from "length-producer", which writes: length'
-    ]
+    (message,) = errors({}, text)
+    assert message == (
+        'plugins[0].parameters.producer: "prefix-scorer" (plugins[0]) reads matched_tokens from "length-producer", '
+        "which writes: length"
+    )
 
 
 def test_producer_without_effect():

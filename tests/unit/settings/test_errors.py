@@ -1,10 +1,13 @@
 """What is wrong with a configuration: the place, what is allowed, the nearest name; and all of it at once."""
 
 import pytest
+from pydantic import Field
 
+import epp.plugin
 from epp.errors import ConfigError
 from epp.settings import InvalidConfig, resolve
 from epp.testing import context
+from tests.unit.settings.conftest import HEAD, TYPES, PlainFilter, registry_of
 
 ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
 
@@ -233,6 +236,113 @@ parser: {pluginRef: openai-parser}
         "requestHandler.parsers[0].pluginRef",
         "parser",
     ]
+
+
+SLIPS = {
+    "featureGates: [flowControl]": ("featureGates: [flowControll]", "featureGates[0]"),
+    "- type: queue-scorer #": ("- parameters: {} #", "plugins[0].type"),
+    "- {type: tuned-scorer, name: tuned}": ("- {name: tuned}", "plugins[1].type"),
+    "- {type: plain-filter, name: plain}": ("- 3", "plugins[2]"),
+    "maxCount: 5": ("maxCount: high", "plugins[3].parameters.maxCount"),
+    "- {type: random-picker, name: last}": ("- {type: random-picker, name: ''}", "plugins[4].name"),
+    "- {pluginRef: queue-scorer}": ("- {weight: 1}", "schedulingProfiles[0].plugins[0].pluginRef"),
+    "- {pluginRef: tuned}": ("- tuned", "schedulingProfiles[0].plugins[1]"),
+    "weight: 2": ("weight: much", "schedulingProfiles[0].plugins[2].weight"),
+    "- {pluginRef: last}": ("- {pluginRef: [last]}", "schedulingProfiles[0].plugins[3].pluginRef"),
+    "defaultRequestTTL: 1s": ("defaultRequestTTL: -1s", "flowControl.defaultRequestTTL"),
+    "- {priority: 1}": ("- {maxBytes: 1}", "flowControl.priorityBands[0].priority"),
+    "injectDefaults: true": ("injectDefaults: perhaps", "dataLayer.injectDefaults"),
+    "[{pluginRef: openai-parser}]": ("{pluginRef: openai-parser}", "requestHandler.parsers"),
+    "- name: beside": ("- plugins: []", "shadow.schedulingProfiles[0].name"),
+}
+"""Lines of the file below, each with a slip in it and the place of its error."""
+
+WHOLE = """
+featureGates: [flowControl]
+plugins:
+- type: queue-scorer #
+- {type: tuned-scorer, name: tuned}
+- {type: plain-filter, name: plain}
+- {type: tuned-scorer, name: other, parameters: {maxCount: 5}}
+- {type: random-picker, name: last}
+schedulingProfiles:
+- name: a
+  plugins:
+  - {pluginRef: queue-scorer}
+  - {pluginRef: tuned}
+  - {pluginRef: other, weight: 2}
+  - {pluginRef: last}
+  - {pluginRef: plain}
+flowControl:
+  defaultRequestTTL: 1s
+  priorityBands:
+  - {priority: 1}
+  - {priority: 2}
+dataLayer:
+  injectDefaults: true
+requestHandler:
+  parsers: [{pluginRef: openai-parser}]
+shadow:
+  schedulingProfiles:
+  - name: beside
+"""
+
+
+@pytest.mark.parametrize("one", SLIPS)
+def test_no_slip_hides_another(errors, one):
+    """Whatever else is wrong in a file, each error is reported, and nothing else is."""
+    slipped = WHOLE.replace(one, SLIPS[one][0])
+    assert [message.partition(": ")[0] for message in errors(slipped)] == [SLIPS[one][1]]
+    for other, (wrong, place) in SLIPS.items():
+        if other != one:
+            found = {message.partition(": ")[0] for message in errors(slipped.replace(other, wrong))}
+            assert found == {SLIPS[one][1], place}
+
+
+@pytest.mark.parametrize(
+    ("source", "entry"),
+    [
+        ("import nothing_like_it\nclass MyScorer:\n    def score(self, request, c): ...\n", "./mine.py"),
+        ("class MyScorer\n", "./mine.py"),
+        (None, "./mine.py"),
+        (None, "./mine.py:MyScorer"),
+    ],
+    ids=["import fails", "syntax error", "no file", "no file of the class"],
+)
+def test_a_broken_file_is_one_error(tmp_path, registry, source, entry):
+    """What refers to its plugin is no error of its own; other references are still checked."""
+    if source is not None:
+        (tmp_path / "mine.py").write_text(source)
+    profile = "schedulingProfiles: [{name: a, plugins: [{pluginRef: my-scorer}]}]"
+    text = f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins: [{{type: '{entry}'}}]\n"
+    with pytest.raises(InvalidConfig) as caught:
+        resolve(text + profile, tmp_path / "epp.yaml", registry, context)
+    assert [problem.place for problem in caught.value.problems] == ["plugins[0].type"]
+    if source is not None:
+        with pytest.raises(InvalidConfig) as caught:
+            resolve(text + profile.replace("my-scorer", "yours"), tmp_path / "epp.yaml", registry, context)
+        assert len(caught.value.problems) == 2
+
+
+def test_list_too_short():
+    """A list whose items are wrong isn't too short as well."""
+
+    class Items(PlainFilter):
+        class Parameters(epp.plugin.Parameters):
+            items: tuple[int, ...] = Field(min_length=1)
+
+        def __init__(self, parameters):
+            pass
+
+    types = TYPES | {"items": Items}
+    for given, expected in [
+        ("[a]", ['plugins[0].parameters.items[0]: must be a valid integer, not "a"']),
+        ("[]", ["plugins[0].parameters.items: must have at least 1 of them, not 0"]),
+    ]:
+        text = f"{HEAD}plugins: [{{type: items, parameters: {{items: {given}}}}}]"
+        with pytest.raises(InvalidConfig) as caught:
+            resolve(text, "f", registry_of(types), context)
+        assert [str(problem) for problem in caught.value.problems] == expected
 
 
 def test_message(registry):

@@ -1,0 +1,97 @@
+"""What doesn't fit `EndpointPickerConfig` replaced by what may have been meant: one slip hides no other error."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from epp.settings.models import API_VERSION, KIND, EndpointPickerConfig, keys_at
+from epp.settings.problems import BROKEN, Path, nearest, within
+
+_FILLED = {
+    "apiVersion": API_VERSION,
+    "kind": KIND,
+    "type": BROKEN,
+    "name": BROKEN,
+    "pluginRef": BROKEN,
+}
+"""What stands for a required key whose value is missing, or can't be read."""
+
+_LISTS = {
+    "plugins": [{"type": BROKEN, "name": BROKEN}],
+    "schedulingProfiles": [{"name": BROKEN}],
+    "sources": [{"pluginRef": BROKEN}],
+}
+"""What stands for a list that is none: anything may have been in it."""
+
+_PLUGINS = {("plugins",), ("shadow", "plugins")}
+
+
+class Repair:
+    """One value on its way to a configuration; `value` is how far it is.
+
+    Args:
+        value: of the file, not yet decoded; it is changed.
+    """
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.value = value
+        self._replaced: set[Path] = set()
+
+    def take(self, faults: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+        """Mends what these are about; gives back those that don't only follow from what was mended."""
+        told = [fault for fault in faults if not any(within(fault["loc"], place) for place in self._replaced)]
+        for fault in faults:
+            if fault["type"] == "extra_forbidden":
+                self._respell(fault)
+            else:
+                self._fill(fault)
+        return told
+
+    def _respell(self, fault: ErrorDetails) -> None:
+        *above, key = fault["loc"]
+        parent, place = _at(self.value, above), meant(fault, EndpointPickerConfig)
+        if isinstance(parent, dict):
+            wrong = parent.pop(str(key), None)
+            if place is not None:
+                parent.setdefault(str(place[-1]), wrong)
+
+    def _fill(self, fault: ErrorDetails) -> None:
+        *above, key = place = fault["loc"]
+        parent = _at(self.value, above)
+        if isinstance(parent, list) and isinstance(key, int):
+            item = BROKEN if fault["type"] == "string_type" else {}
+            parent[key] = _LISTS["plugins"][0] if place[:-1] in _PLUGINS else item
+        elif isinstance(parent, dict):
+            self._fill_key(parent, str(key), fault)
+        self._replaced.add(place)
+
+    def _fill_key(self, parent: dict[str, Any], key: str, fault: ErrorDetails) -> None:
+        wrong, place = parent.pop(key, None), fault["loc"]
+        if key == "name" and place[:-2] in _PLUGINS:
+            parent[key] = str(wrong) if isinstance(wrong, int | float) else BROKEN  # a number as others refer to it
+        elif place in _PLUGINS or key in {"schedulingProfiles", "sources"}:
+            parent[key] = _LISTS[key]
+        elif key == "priority":
+            parent[key] = -len(self._replaced) - 2**40  # nobody else's
+        elif fault["type"] == "missing" or place in {("apiVersion",), ("kind",)}:
+            parent[key] = _FILLED[key]
+
+
+def meant(fault: ErrorDetails, model: type[BaseModel]) -> Path | None:
+    """Of an unknown key the place of the known one that it is most like; None if there is none."""
+    if fault["type"] != "extra_forbidden":
+        return None
+    *above, key = fault["loc"]
+    spelt = nearest(str(key), keys_at(model, above))
+    return (*above, spelt) if spelt else None
+
+
+def _at(value: Any, path: Sequence[str | int]) -> Any:
+    for step in path:
+        if isinstance(value, dict):
+            value = value.get(str(step))
+        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+            value = value[step]
+    return value
