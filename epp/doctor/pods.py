@@ -6,10 +6,11 @@ from typing import Any
 import msgspec
 
 from epp.data.kubernetes.pods import Pod, active_ports
-from epp.doctor.cluster import Cluster, Object, at, condition, labels_of, matches, name_of
+from epp.doctor.cluster import Cluster, Object, at, condition, labels_of, name_of
 from epp.doctor.findings import Findings
 from epp.doctor.target import Target, is_picker
 from epp.kube.client import PODS
+from epp.kube.selectors import parse_selector, split_selector
 
 ROLE = "llm-d.ai/role"
 _RESTARTS = 3
@@ -31,9 +32,14 @@ async def members(cluster: Cluster, find: Findings, target: Target) -> Sequence[
     everyone = await cluster.list(PODS, target.namespace)
     if everyone is None:
         return ()
-    found = [pod for pod in everyone if matches(labels_of(pod), target.labels)]
+    if not target.selector:
+        remedy = "name a label in the pool's spec.selector that its model servers' pods have"
+        find.broken("pods.matched", str(target), "its selector is empty, which selects no pod", remedy)
+        return ()
+    selects = parse_selector(target.selector)
+    found = [pod for pod in everyone if selects(labels_of(pod))]
     if not found:
-        find.broken("pods.matched", str(target), "no pod has its labels", _near(everyone, target.labels))
+        find.broken("pods.matched", str(target), "no pod has its labels", _near(everyone, target.selector))
         return ()
     _check_strangers(find, target, found)
     ready = [pod for pod in found if is_ready(pod)]
@@ -109,13 +115,13 @@ def _check_container(find: Findings, subject: str, container: Mapping[str, Any])
         find.warning("pod.restarts", subject, f"container {name} has been started again {restarts} times", remedy)
 
 
-def _near(everyone: Sequence[Object], labels: Mapping[str, str]) -> str:
-    """Which of the labels is to blame."""
+def _near(everyone: Sequence[Object], selector: str) -> str:
+    """Which of the requirements is to blame."""
     if not everyone:
         return "there is no pod at all in this namespace"
-    counts = {key: sum(1 for pod in everyone if labels_of(pod).get(key) == labels[key]) for key in labels}
-    told = ", ".join(f"{key}={labels[key]}: {count} of {len(everyone)} pods" for key, count in counts.items())
-    return f"correct the pool's selector or the pods' labels; who has which: {told}"
+    counts = {part: sum(map(parse_selector(part), map(labels_of, everyone))) for part in split_selector(selector)}
+    told = ", ".join(f"{part}: {count} of {len(everyone)} pods" for part, count in counts.items())
+    return f"correct the selector or the pods' labels; who has which: {told}"
 
 
 def _check_strangers(find: Findings, target: Target, found: Sequence[Object]) -> None:

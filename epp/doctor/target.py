@@ -1,8 +1,8 @@
 """What is examined: a pool, or a KServe service and its pool, or the pods of a selector."""
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -12,6 +12,7 @@ from epp.doctor import kserve
 from epp.doctor.cluster import LLM_SERVICES, Cluster, Object, at, labels_of, name_of
 from epp.doctor.findings import Findings
 from epp.kube.client import OLD_GROUP, OLD_POOLS, POOLS, Resource
+from epp.kube.selectors import format_selector
 
 SCHEDULER = "llminferenceservice-router-scheduler"
 """KServe's label app.kubernetes.io/component of a picker; `scheduler` alone matches nothing."""
@@ -26,7 +27,7 @@ class Wanted:
         pool: of an InferencePool.
         group: its API group; "" for either.
         kserve: of an LLMInferenceService.
-        selector: labels of the model servers' pods; {} for those of the pool.
+        selector: a label selector of the model servers' pods; "" for that of the pool.
         ports: theirs.
         picker: of the picker's Service; "" for the one that the pool names.
     """
@@ -36,7 +37,7 @@ class Wanted:
     pool: str = ""
     group: str = ""
     kserve: str = ""
-    selector: Mapping[str, str] = field(default_factory=dict)
+    selector: str = ""
     ports: tuple[int, ...] = ()
     picker: str = ""
 
@@ -47,7 +48,7 @@ class Target:
 
     Attributes:
         pool: the InferencePool; None if the pods are selected without one.
-        labels: that the model servers' pods have.
+        selector: a label selector of the model servers' pods.
         ports: of each.
         picker: the name of the picker's Service; "" if nothing says it.
         picker_port: that gateways connect to; None if nothing says it.
@@ -56,7 +57,7 @@ class Target:
 
     namespace: str
     pool: Object | None
-    labels: Mapping[str, str]
+    selector: str
     ports: tuple[int, ...]
     picker: str
     picker_port: int | None
@@ -74,7 +75,7 @@ class Target:
 
     def __str__(self) -> str:
         what = self.pool or self.service
-        return name_of(what) if what else f"pods of {self.namespace} with {_shown(self.labels)}"
+        return name_of(what) if what else f"pods of {self.namespace} with {self.selector}"
 
 
 async def resolve(cluster: Cluster, find: Findings, wanted: Wanted) -> Target | None:
@@ -95,9 +96,10 @@ async def resolve(cluster: Cluster, find: Findings, wanted: Wanted) -> Target | 
         return None
     said = _declared(pool)
     ports = ", ".join(map(str, said.ports))
-    find.ok("pool.found", name_of(pool), f"{pool['apiVersion']}, pods with {_shown(said.labels)}, ports {ports}")
+    selector = format_selector(said.labels)
+    find.ok("pool.found", name_of(pool), f"{pool['apiVersion']}, pods with {selector or 'no labels'}, ports {ports}")
     picker, port = _picker(pool)
-    return Target(wanted.namespace, pool, said.labels, said.ports, wanted.picker or picker, port, service)
+    return Target(wanted.namespace, pool, selector, said.ports, wanted.picker or picker, port, service)
 
 
 async def _service(cluster: Cluster, wanted: Wanted) -> Object | None:
@@ -196,10 +198,6 @@ def _picker(pool: Object) -> tuple[str, int | None]:
     ref = at(pool, "spec", "endpointPickerRef") or at(pool, "spec", "extensionRef") or {}
     port = at(ref, "port", "number") or at(ref, "portNumber")
     return str(ref.get("name") or ""), int(port) if port else None
-
-
-def _shown(labels: Mapping[str, str]) -> str:
-    return ",".join(f"{key}={value}" for key, value in labels.items()) or "no labels"
 
 
 def is_picker(pod: Object) -> bool:

@@ -1,7 +1,7 @@
 """Label selectors as text: `app=llama,tier!=test,role in (decode,both),gpu,!spot`."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from epp.errors import ConfigError
 
@@ -21,9 +21,13 @@ def parse_selector(text: str) -> Matches:
     Raises:
         ConfigError: naming the part that isn't a requirement.
     """
-    parts = [part.strip() for part in _SEPARATOR.split(text)] if text.strip() else []
-    requirements = [_requirement(part) for part in parts]
+    requirements = [_requirement(part) for part in split_selector(text)]
     return lambda labels: all(holds(labels) for holds in requirements)
+
+
+def split_selector(text: str) -> Sequence[str]:
+    """The requirements of which a selector consists, each a selector of its own; they aren't checked."""
+    return [part.strip() for part in _SEPARATOR.split(text)] if text.strip() else []
 
 
 def format_selector(labels: Mapping[str, str]) -> str:

@@ -90,11 +90,14 @@ async def test_no_api_server():
 async def test_a_selector_without_a_pool():
     """Pods are looked at without CRDs; nothing is said of pools and routes."""
     async with running() as world:
-        wanted = Wanted(NAMESPACE, selector=LABELS, ports=(world.port,), picker="llama-epp")
+        world.api.apply(pod("spot-0", "127.0.0.9", namespace=NAMESPACE, labels=LABELS | {"spot": ""}))
+        wanted = Wanted(
+            NAMESPACE, selector="app in (llama, qwen),tier!=test,!spot", ports=(world.port,), picker="llama-epp"
+        )
         findings = await world.examined(wanted)
     assert bad(findings) == []
     assert "pool.found" not in states(findings, "ok")
-    assert "engine.reachable" in states(findings, "ok")
+    assert states(findings, "ok")["engine.reachable"] == "all 2 endpoints answer (directly)"
 
 
 async def test_what_may_not_be_read():
@@ -229,9 +232,15 @@ async def test_no_pod_matches():
         labels = {"app": "llama", "tier": "prod"}
         world.change("InferencePool", "llama", lambda e: e["spec"]["selector"].update(matchLabels=labels))
         findings = await world.examined()
+        selector = "app in (llama,qwen),!app"
+        selected = await world.examined(Wanted(NAMESPACE, selector=selector, ports=(8000,)))
+        world.change("InferencePool", "llama", lambda e: e["spec"].update(selector={}))
+        empty = await world.examined()
     found = only(findings, "broken")
     assert found.check == "pods.matched"
     assert found.remedy.endswith("app=llama: 2 of 3 pods, tier=prod: 0 of 3 pods")
+    assert only(selected, "broken").remedy.endswith("app in (llama,qwen): 2 of 3 pods, !app: 0 of 3 pods")
+    assert only(empty, "broken").message == "its selector is empty, which selects no pod"
 
 
 def waits(reason, name="main", key="containerStatuses"):
@@ -650,8 +659,8 @@ async def test_command(tmp_path, monkeypatch, capsys):
     [
         (["a", "--pool-name=b"], "TARGET and --pool-name exclude each other"),
         (["--endpoint-selector=a=b"], "--endpoint-selector needs --endpoint-target-ports"),
-        (["--endpoint-selector=a", "--endpoint-target-ports=1"], "is no list of key=value"),
-        (["--endpoint-selector=a=b", "--endpoint-target-ports=x"], "'x' is no list of ports"),
+        (["--endpoint-selector=a=b=c", "--endpoint-target-ports=1"], "--endpoint-selector: 'a=b=c' is no requirement"),
+        (["--endpoint-selector=a=b", "--endpoint-target-ports=x"], "--endpoint-target-ports: 'x' is no whole number"),
         (["--timeout=soon"], "--timeout"),
         (["--context=none"], "there is no context 'none'"),
     ],
