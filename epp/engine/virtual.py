@@ -41,7 +41,7 @@ class VirtualEngine:
 
     Attributes:
         model: the scheduler.
-        metrics: the counters, up to date after ``advance`` and ``observe``.
+        metrics: the counters, up to date after ``advance``, ``count`` and ``observe``.
         next_time: when something happens next that its caller can see; infinite while it is idle.
     """
 
@@ -132,10 +132,18 @@ class VirtualEngine:
             self.metrics.decoded(run.batch, steps - run.counted, seconds)
             run.counted = steps
 
+    def count(self, now: float) -> int:
+        """Brings the counters up to date, ``advance(now)`` done before; how many of the steps in progress are over."""
+        run = self._run
+        if run is None or run.steps == 1:
+            return 0
+        if done := run.done(now):
+            self._count(run, done)
+        return done
+
     def observe(self, now: float) -> Gauges:
         """What a page fetched at this moment shows, ``advance(now)`` done before."""
-        run, ahead = self._run, 0
-        if run is not None and run.steps > 1 and (done := run.done(now)):
-            self._count(run, done)
-            ahead = self.model.blocks_ahead(min(done + 1, run.steps))
+        done, ahead = self.count(now), 0
+        if done and self._run is not None:
+            ahead = self.model.blocks_ahead(min(done + 1, self._run.steps))
         return Gauges.of(self.model, ahead)

@@ -133,9 +133,9 @@ class Picker:
         children = self._faults.children
         return {f"{key[2]}: {key[3]}": int(self._faults.value(*key).value) for key in children}
 
-    def scraped(self, endpoint: int, samples: Found, fresh_for: float) -> None:
-        """Enters what an endpoint's page has said; it counts as current for so many seconds."""
-        now = self._clock()
+    def scraped(self, endpoint: int, at: float, samples: Found, fresh_for: float) -> None:
+        """Enters what an endpoint's page has said, heard at that time; it counts as current for so many seconds."""
+        now = _START + at
         known, report = self._reports.get(endpoint, (None, None))
         if report is None or known is not samples:
             report = self._reader.report(samples, {})

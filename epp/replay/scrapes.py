@@ -7,6 +7,7 @@ reads what is not in the tables below.
 
 from collections.abc import Callable, Iterable
 from operator import attrgetter
+from typing import NamedTuple
 
 from epp.data.engines import START_TIME
 from epp.data.report import Found
@@ -72,6 +73,13 @@ def _values(labels: str) -> Iterable[tuple[str, bytes, Value]]:
     yield by_source, f'{labels},source="local_cache_hit"'.encode(), lambda m, _: m.prompt_tokens_cached
 
 
+class Reading(NamedTuple):
+    """What an engine's page says: the values at hand, and what had to be read off the page itself."""
+
+    values: list[float]
+    others: dict[str, list[Sample]]
+
+
 class Pages:
     """The samples of engines of one kind. What hasn't changed since an engine's last page is the same object.
 
@@ -96,17 +104,21 @@ class Pages:
         found = Exposition(asked).read(self._page.render([metrics], [gauges])) if asked else {}
         return Exposition(found) if found else None
 
-    def of(self, engine: VirtualEngine, now: float) -> Found:
-        """What an engine's page would say at this moment."""
+    def read(self, engine: VirtualEngine, now: float) -> Reading:
+        """What an engine's page would say at this moment, in short."""
         gauges, metrics = engine.observe(now), engine.metrics
         values = [value(metrics, gauges) for _, _, value in self._values]
+        others = {} if self._others is None else self._others.read(self._page.render([metrics], [gauges]))
+        return Reading(values, others)
+
+    def found(self, engine: VirtualEngine, reading: Reading) -> Found:
+        """The same as the samples of the page."""
         known = self._known.get(engine)
-        if known is not None and known[0] == values and self._others is None:
+        if known is not None and known[0] == reading.values and self._others is None:
             return known[1]
         found: dict[str, list[Sample]] = {_CACHE: self._info}
-        for (name, own, _), value in zip(self._values, values, strict=True):
+        for (name, own, _), value in zip(self._values, reading.values, strict=True):
             found.setdefault(name, []).append(Sample(own, float(value)))
-        if self._others is not None:
-            found |= self._others.read(self._page.render([metrics], [gauges]))
-        self._known[engine] = (values, found)
+        found |= reading.others
+        self._known[engine] = (reading.values, found)
         return found

@@ -5,7 +5,7 @@
                   └── scrapes, each at its own phase, each a little late ◄─┘
 
 One heap of events in the order of time. A decision takes no time. An engine is looked at only when something begins or
-ends there, or when it is scraped: that is what makes hundreds of them fit into one process.
+ends there, or when a decision sees a scrape of it: that is what makes hundreds of them fit into one process.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from epp.data.report import Found
-from epp.data.scrape import period_of, until_next
+from epp.data.scrape import period_of
 from epp.engine.model import Request, StepResult
 from epp.engine.virtual import VirtualEngine
 from epp.errors import ConfigError, RequestError
@@ -26,6 +25,7 @@ from epp.replay.options import Engines, View
 from epp.replay.picker import MODEL, Clock, Picker, Routed
 from epp.replay.policy import Policy
 from epp.replay.result import Gaps, Requests, Result
+from epp.replay.scraper import Scraper
 from epp.replay.scrapes import Pages
 from epp.replay.workload import Workload, text
 
@@ -85,10 +85,9 @@ class _Simulation:
         self._bodies = view.responses == "bodies"
         self._scale = workload.rate / rate
         self._clock = Clock()
-        self._random = Random(f"{seed}/scrapes")
         self._picker = Picker(policy, engines.count, self._clock, f"{seed}/picker")
-        self._pages = Pages(MODEL, engines.config(0), self._picker.scraped_names)
         self._engines = [self._engine(index) for index in range(engines.count)]
+        self._scraper = self._scrapes() if view.scrapes else None
         self._block = engines.config(0).block_size
         self._due = [inf] * engines.count  # the event that counts of those in the heap for an engine's next step
         self._routed: dict[str, tuple[int, Routed]] = {}
@@ -109,11 +108,21 @@ class _Simulation:
     def _engine(self, index: int) -> VirtualEngine:
         return VirtualEngine(self._given.config(index), Random(f"{self._seed}/engine-{index}"))
 
+    def _scrapes(self) -> Scraper:
+        options, engines = self._view.scrape, self._given
+        interval = self._picker.scrape_interval or options.interval
+        return Scraper(
+            Pages(MODEL, engines.config(0), self._picker.scraped_names),
+            self._engines,
+            max(interval, period_of(options, engines.count)),
+            options.timeout,
+            self._view.scrape_delay,
+            Random(f"{self._seed}/scrapes"),
+        )
+
     def run(self) -> Result:
         """All of it."""
         self._plan_arrivals()
-        if self._view.scrapes:
-            self._plan_scrapes()
         clock, heap = self._clock, self._heap
         while self._left:
             clock.now, _, function, argument = heappop(heap)
@@ -149,6 +158,8 @@ class _Simulation:
         requests.arrived[index] = now
         requests.prompt_tokens[index] = turn.prompt_tokens
         name = f"request-{index}"
+        for heard in self._scraper.heard(now) if self._scraper is not None else ():
+            self._picker.scraped(*heard)
         routed = self._picker.route(name, text(turn.prompt))
         if isinstance(routed, RequestError):
             self._done(index)
@@ -159,6 +170,7 @@ class _Simulation:
             self._picker.response_headers(routed)
         contents = self._workload.texts.contents(index, turn, self._block)
         self._catch_up(routed.endpoint)
+        self._settle(routed.endpoint)
         self._engines[routed.endpoint].add(
             Request(name, turn.prompt_tokens, turn.answer.tokens, contents, ends_itself=True), now
         )
@@ -192,8 +204,14 @@ class _Simulation:
     def _catch_up(self, index: int) -> None:
         """Takes an engine to the present."""
         if self._engines[index].next_time <= self._clock.now:
+            self._settle(index)
             for result in self._engines[index].advance(self._clock.now):
                 self._gather(result)
+
+    def _settle(self, index: int) -> None:
+        """The engine is about to change."""
+        if self._scraper is not None:
+            self._scraper.settle(index, self._clock.now)
 
     def _gather(self, result: StepResult) -> None:
         batch = result.batch
@@ -216,30 +234,3 @@ class _Simulation:
                 self._picker.last_token(routed, asked.prompt_tokens, sequence.produced, sequence.cached_tokens)
             self._picker.ended(routed, seen=self._bodies)
             self._done(index)
-
-    # --- scrapes
-
-    def _plan_scrapes(self) -> None:
-        """Every engine has been scraped before the first request comes; from then on each at its own time."""
-        interval = self._picker.scrape_interval or self._view.scrape.interval
-        stretched = period_of(self._view.scrape, self._given.count)
-        self._period = max(interval, stretched)
-        for index in range(self._given.count):
-            delay = until_next(self._period, 0.0, self._random, first=True)
-            self._picker.scraped(index, self._pages.of(self._engines[index], 0.0), delay + self._view.scrape.timeout)
-            self._at(delay, self._scrape, index)
-
-    def _scrape(self, index: int) -> None:
-        """An engine says how it is; the picker hears it a little later."""
-        least, more = self._view.scrape_delay
-        late = least + self._random.expovariate(1 / more) if more else least
-        self._catch_up(index)
-        self._plan_step(index)
-        found = self._pages.of(self._engines[index], self._clock.now)
-        self._at(self._clock.now + late, self._scraped, (index, found, late))
-
-    def _scraped(self, scrape: tuple[int, Found, float]) -> None:
-        index, found, late = scrape
-        delay = until_next(self._period, late, self._random, first=False)
-        self._picker.scraped(index, found, delay + self._view.scrape.timeout)
-        self._at(self._clock.now + delay, self._scrape, index)

@@ -36,6 +36,10 @@ def numbers(found, names):
     return {(n, tuple(sorted(s.labels.items()))): s.value for n in names for s in found.get(n, ()) if s.value}
 
 
+def scraped(pages: Pages, engine: VirtualEngine, now: float):
+    return pages.found(engine, pages.read(engine, now))
+
+
 def page_of(engine: VirtualEngine) -> bytes:
     info = EngineInfo("m", CONFIG.block_size, CONFIG.num_blocks, CONFIG.max_model_len, 0, 0.0)
     gauges = engine.observe(0.45)
@@ -43,30 +47,30 @@ def page_of(engine: VirtualEngine) -> bytes:
 
 
 def test_names_labels_and_values_are_those_of_the_page(engine):
-    at_hand = numbers(Pages("m", CONFIG, EVERY).of(engine, 0.45), EVERY)
+    at_hand = numbers(scraped(Pages("m", CONFIG, EVERY), engine, 0.45), EVERY)
     assert at_hand == numbers(Exposition(EVERY).read(page_of(engine)), EVERY)
     assert len(at_hand) > 20
 
 
 def test_what_is_not_at_hand_comes_off_the_page(engine):
     names = EVERY | {"vllm:request_success_total", "vllm:num_requests_waiting_by_reason", "sglang:num_queue_reqs"}
-    found = numbers(Pages("m", CONFIG, names).of(engine, 0.45), names)
+    found = numbers(scraped(Pages("m", CONFIG, names), engine, 0.45), names)
     assert found == numbers(Exposition(names).read(page_of(engine)), names)
     assert any(name == "vllm:request_success_total" for name, _ in found)
 
 
 def test_only_what_is_read_is_there(engine):
-    found = Pages("m", CONFIG, frozenset({"vllm:num_requests_running"})).of(engine, 0.45)
+    found = scraped(Pages("m", CONFIG, frozenset({"vllm:num_requests_running"})), engine, 0.45)
     assert set(found) == {"vllm:num_requests_running", "vllm:cache_config_info"}
 
 
 def test_what_has_not_changed_is_the_same_object(engine):
     """So that nobody reads it again; another engine's is another one's."""
     pages = Pages("m", CONFIG, EVERY)
-    first = pages.of(engine, 0.45)
-    assert pages.of(engine, 0.45) is first
+    first = scraped(pages, engine, 0.45)
+    assert scraped(pages, engine, 0.45) is first
     engine.advance(0.6)
-    assert pages.of(engine, 0.6) is not first
+    assert scraped(pages, engine, 0.6) is not first
 
 
 def test_all_that_the_picker_reads_of_vllm_is_at_hand():
