@@ -114,6 +114,11 @@ def conditions(found: Any) -> dict[str, Mapping[str, str]]:
     return {str(each.get("type")): each for each in found or () if isinstance(each, Mapping)}
 
 
+def why(each: Any) -> str:
+    """`reason: message` of a condition, an event or a status, as far as it gives them."""
+    return ": ".join(str(each[key]) for key in ("reason", "message") if each and each.get(key)) or "no reason is given"
+
+
 def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
     """Whether labels have all that a selector asks for."""
     return selector.items() <= labels.items()

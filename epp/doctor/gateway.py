@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from epp.doctor.cluster import DESTINATION_RULES, ROUTES, Cluster, Object, at, conditions, name_of
+from epp.doctor.cluster import DESTINATION_RULES, ROUTES, Cluster, Object, at, conditions, name_of, why
 from epp.doctor.findings import Findings
 from epp.doctor.target import Target
 from epp.kube.client import SERVICES
@@ -80,9 +80,8 @@ def _check_parent(find: Findings, what: str, subject: str, parent: Mapping[str, 
         found[kind] for kind in ("Accepted", "ResolvedRefs") if kind in found and found[kind].get("status") != "True"
     ]
     for one in bad:
-        reason = str(one.get("reason"))
-        message = f"{one.get('type')} is {one.get('status')} at Gateway {gateway}: {reason}: {one.get('message')}"
-        remedy = _REASONS.get(reason, f"see what Gateway {gateway} and its controller say")
+        message = f"{one.get('type')} is {one.get('status')} at Gateway {gateway}: {why(one)}"
+        remedy = _REASONS.get(str(one.get("reason")), f"see what Gateway {gateway} and its controller say")
         find.broken(f"{what}.accepted", subject, message, remedy)
     generation = at(each, "metadata", "generation")
     old = [one for one in found.values() if (one.get("observedGeneration") or generation) != generation]

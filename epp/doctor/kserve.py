@@ -1,6 +1,6 @@
 """A KServe LLMInferenceService: what it says of itself."""
 
-from epp.doctor.cluster import Object, at, conditions, name_of
+from epp.doctor.cluster import Object, at, conditions, name_of, why
 from epp.doctor.findings import Findings
 
 _REMEDIES = {
@@ -29,7 +29,7 @@ def check(find: Findings, service: Object) -> None:
         remedy = "see that KServe's controller for LLMInferenceServices runs"
         find.warning("kserve.ready", subject, "KServe has said nothing of it yet", remedy)
     for kind, each in bad.items():
-        message = f"{kind} is False: {each.get('reason')}: {each.get('message')}"
+        message = f"{kind} is False: {why(each)}"
         find.broken("kserve.ready", subject, message, _REMEDIES.get(kind, "see KServe's controller's log"))
     if found.get("Ready", {}).get("status") == "True":
         find.ok("kserve.ready", subject, "is ready, KServe says")

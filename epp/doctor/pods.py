@@ -1,12 +1,13 @@
 """The pods of model servers and pickers: whether there are any, whether they are ready, and if not, why."""
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from epp.data.kubernetes.pods import Pod, active_ports
-from epp.doctor.cluster import Cluster, Object, at, condition, labels_of, name_of
+from epp.data.kubernetes.pods import Pod, active_ports, active_ports_annotation, port_of
+from epp.doctor.cluster import Cluster, Object, at, condition, labels_of, name_of, why
 from epp.doctor.findings import Findings
 from epp.doctor.target import Target, is_picker
 from epp.kube.client import PODS
@@ -14,6 +15,7 @@ from epp.kube.selectors import parse_selector, split_selector
 
 ROLE = "llm-d.ai/role"
 _RESTARTS = 3
+_MOST_OTHERS = 5
 _WAITING = {
     "ImagePullBackOff": "the image's name, its registry, or the pull secret is wrong",
     "ErrImagePull": "the image's name, its registry, or the pull secret is wrong",
@@ -72,15 +74,23 @@ def explain(find: Findings, pod: Object) -> None:
     if at(pod, "metadata", "deletionTimestamp"):
         find.ok("pod.ready", subject, "is on its way out, and gets no requests")
         return
-    scheduled = condition(pod, "PodScheduled")
+    phase, scheduled = at(pod, "status", "phase"), condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         remedy = "free or add nodes with what it asks for (GPUs, memory), or correct its selectors and tolerations"
-        find.broken("pod.scheduled", subject, f"waits for a node: {scheduled.get('message')}", remedy)
+        find.broken("pod.scheduled", subject, f"waits for a node: {scheduled.get('message') or why(scheduled)}", remedy)
+    elif phase is None:
+        remedy = (
+            "wait a moment; if it stays so, see kubectl describe pod, and that a scheduler and the node's kubelet run"
+        )
+        find.warning("pod.ready", subject, "has no status yet: nobody has taken it up", remedy)
+    elif phase in ("Failed", "Succeeded"):
+        message = f"has ended and doesn't come back ({phase}: {why(at(pod, 'status'))})"
+        find.warning("pod.ready", subject, message, "see kubectl describe pod, then delete it; its owner makes another")
     elif not any(True for each in _containers(pod) if at(each, "state", "waiting", "reason") in _WAITING):
         running = [str(each.get("name")) for each in _containers(pod) if not each.get("ready")]
         what = f"containers that aren't ready: {', '.join(running)}" if running else "no container runs"
         remedy = "an engine loads its model first; if it stays so, see kubectl logs and its readiness probe"
-        find.warning("pod.ready", subject, f"is {at(pod, 'status', 'phase')} and not ready; {what}", remedy)
+        find.warning("pod.ready", subject, f"is {phase} and not ready; {what}", remedy)
 
 
 def _containers(pod: Object) -> Iterator[Mapping[str, Any]]:
@@ -137,11 +147,7 @@ def _check_strangers(find: Findings, target: Target, found: Sequence[Object]) ->
 
 def _check_ports(find: Findings, pod: Object, ports: Sequence[int]) -> None:
     subject = name_of({"kind": "Pod", **pod})
-    active = active_ports(msgspec.convert(pod, Pod))
-    if active is not None and not active & set(ports):
-        message = f"its annotation active-ports has {', '.join(map(str, sorted(active)))}, none of the pool's ports"
-        remedy = "correct llm-d.ai/active-ports, or the pool's ports: the pod gets no requests"
-        find.broken("pod.ports", subject, message, remedy)
+    _check_active_ports(find, subject, msgspec.convert(pod, Pod), ports)
     named = {
         each.get("containerPort") for one in at(pod, "spec", "containers") or () for each in one.get("ports") or ()
     }
@@ -152,6 +158,23 @@ def _check_ports(find: Findings, pod: Object, ports: Sequence[int]) -> None:
         message = f"declares no container port {', '.join(map(str, missing))}, which the pool names"
         remedy = f"it need not; but see that something listens there (it declares {', '.join(map(str, sorted(named)))})"
         find.warning("pod.ports", subject, message, remedy)
+
+
+def _check_active_ports(find: Findings, subject: str, pod: Pod, ports: Sequence[int]) -> None:
+    """The annotation should leave some of the pool's ports, and name no others."""
+    active, (name, text) = active_ports(pod), active_ports_annotation(pod)
+    if active is None:
+        return
+    shown, pools = f"annotation {name}: {textwrap.shorten(text, 60)!r}", ", ".join(map(str, ports))
+    if not text.strip():
+        remedy = f"right while its engines are down; else list their ports ({pools}), or take the annotation away"
+        find.warning("pod.ports", subject, f"its annotation {name} is empty: the pod gets no requests", remedy)
+    elif not active & set(ports):
+        remedy = f"write those of its ports whose engines run, such as {pools}, or take the annotation away"
+        find.broken("pod.ports", subject, f"its {shown} has none of the pool's ports: it gets no requests", remedy)
+    elif others := [part.strip() for part in text.split(",") if port_of(part) not in ports]:
+        message = f"its {shown} has what is no port of the pool: {', '.join(others[:_MOST_OTHERS])}"
+        find.warning("pod.ports", subject, message, f"that counts for nothing: write ports of the pool only ({pools})")
 
 
 def _check_roles(find: Findings, target: Target, ready: Sequence[Object]) -> None:

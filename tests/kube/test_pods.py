@@ -37,6 +37,7 @@ PODS: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[tuple[str, int], ..
     "the older name": (pod("p", "10.0.0.1", annotations={OLDER: "8000"}), (8000, 8001), ONE),
     "the newer name counts": (pod("p", "10.0.0.1", annotations={OLDER: "8001", ANNOTATION: "8000"}), (8000, 8001), ONE),
     "what is no port": (pod("p", "10.0.0.1", annotations={ANNOTATION: "8000,x,"}), (8000, 8001), ONE),
+    "a number without an end": (pod("p", "10.0.0.1", annotations={ANNOTATION: f"8000,{'9' * 5000}"}), (8000,), ONE),
     "no rank": (pod("p", "10.0.0.1", annotations={ANNOTATION: ""}), (8000,), ()),
     "no ports yet": (pod("p", "10.0.0.1"), (), ()),
 }

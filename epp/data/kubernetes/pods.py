@@ -4,6 +4,7 @@ The names, ranks and addresses are llm-d's: `<pod>-rank-<index of the port>`, at
 `llm-d.ai/active-ports` narrows the ports of one pod, as for data-parallel ranks that aren't all there.
 """
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -61,8 +62,17 @@ def endpoints_of(pod: Pod, ports: Sequence[int]) -> tuple[Endpoint, ...]:
 
 def active_ports(pod: Pod) -> frozenset[int] | None:
     """The ports that the annotation leaves; None without one. What in it is no number counts for nothing."""
-    for name in ACTIVE_PORTS:
-        if name in pod.metadata.annotations:
-            parts = [part.strip() for part in pod.metadata.annotations[name].split(",")]
-            return frozenset(int(part) for part in parts if part.isascii() and part.isdecimal())
-    return None
+    name, text = active_ports_annotation(pod)
+    named = frozenset(port for part in text.split(",") if (port := port_of(part)) is not None)
+    return named if name else None
+
+
+def port_of(text: str) -> int | None:
+    """The port that a part of the annotation names; None if it is none."""
+    return int(text) if re.fullmatch(r"\s*[0-9]{1,5}\s*", text, re.ASCII) else None
+
+
+def active_ports_annotation(pod: Pod) -> tuple[str, str]:
+    """The annotation's name and text; two empty texts without one."""
+    annotations = pod.metadata.annotations
+    return next(((name, annotations[name]) for name in ACTIVE_PORTS if name in annotations), ("", ""))

@@ -252,6 +252,14 @@ def scheduled(each):
     each["status"] = {"phase": "Pending", "conditions": [status]}
 
 
+def nowhere(each):
+    each["status"] = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False"}]}
+
+
+def evicted(each):
+    each["status"] = {"phase": "Failed", "reason": "Evicted", "message": "low on memory"}
+
+
 def killed(each):
     ended = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
     each["status"]["containerStatuses"] = [{"name": "main", "ready": True, "restartCount": 2, "lastState": ended}]
@@ -273,10 +281,19 @@ def restarted(each):
             "container storage-initializer waits: CrashLoopBackOff",
             "the model can't be fetched",
         ),
+        (
+            lambda e: e.pop("status"),
+            "pod.ready",
+            "warning",
+            "has no status yet: nobody has taken it up",
+            "describe pod",
+        ),
+        (evicted, "pod.ready", "warning", "has ended and doesn't come back (Failed: Evicted: low on memory)", "delete"),
+        (nowhere, "pod.scheduled", "broken", "waits for a node: no reason is given", "GPUs"),
         (killed, "pod.restarts", "warning", "container main was ended: OOMKilled, 2 restarts", "more memory"),
         (restarted, "pod.restarts", "warning", "container main has been started again 9 times", "--previous"),
     ],
-    ids=["scheduling", "image", "model", "memory", "restarts"],
+    ids=["scheduling", "image", "model", "no status", "evicted", "nowhere", "memory", "restarts"],
 )
 async def test_why_a_pod_is_not_ready(update, check, state, message, remedy):
     """The textbook's runbooks: pending, image, model download, out of memory."""
@@ -326,8 +343,35 @@ async def test_ports():
         findings = await world.examined()
     found = [each for each in findings if each.check == "pod.ports"]
     assert [each.state for each in found] == ["broken", "warning"]
-    assert found[0].message == "its annotation active-ports has 1, 2, none of the pool's ports"
+    assert (
+        found[0].message
+        == "its annotation llm-d.ai/active-ports: '1,2' has none of the pool's ports: it gets no requests"
+    )
+    assert f"such as {world.port}, or take" in found[0].remedy
     assert found[1].message == f"declares no container port {world.port}, which the pool names"
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "message"),
+    [
+        ("", "warning", "its annotation llm-d.ai/active-ports is empty: the pod gets no requests"),
+        (
+            "a,b",
+            "broken",
+            "its annotation llm-d.ai/active-ports: 'a,b' has none of the pool's ports: it gets no requests",
+        ),
+        ("{port},8001x, 70000", "warning", "has what is no port of the pool: 8001x, 70000"),
+        ("{port}", "ok", ""),
+    ],
+)
+async def test_active_ports(text, state, message):
+    async with running() as world:
+        note = {"llm-d.ai/active-ports": text.format(port=world.port)}
+        world.api.apply(pod("llama-0", ADDRESSES[0], namespace=NAMESPACE, labels=LABELS, annotations=note))
+        findings = await world.examined()
+    found = [each for each in findings if each.check == "pod.ports"]
+    assert [each.state for each in found] == ([] if state == "ok" else [state])
+    assert all(each.message.endswith(message) and each.remedy for each in found)
 
 
 async def test_roles():
