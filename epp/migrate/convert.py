@@ -66,10 +66,10 @@ class _Run:
 
     def document(self, document: Mapping, file: str) -> Iterator[Mapping]:
         """What one document becomes: itself, or one or several others."""
-        version, kind = document.get("apiVersion"), document.get("kind")
-        if kind == "List" and isinstance(document.get("items"), Items):
+        if _is_list(document):
             yield self._list(document, file)
             return
+        version, kind = document.get("apiVersion"), document.get("kind")
         about = _about(document)
         fields = Fields(document, file, about, "", self._report)
         convert = _CONVERTERS.get((str(version), str(kind)))
@@ -87,12 +87,17 @@ class _Run:
             yield self._other(document, fields)
 
     def _list(self, document: Mapping, file: str) -> Mapping:
+        """A list with what its items become; one of the old APIs' kinds is a plain List then, as kinds may differ."""
+        version, kind = str(document.get("apiVersion")), str(document.get("kind"))
+        old = version.startswith(f"{OLD_GROUP}/")
         items: list[Mapping] = []
-        for item in document["items"]:
+        for item in document["items"] if isinstance(document["items"], Items) else ():
             if not isinstance(item, Mapping):
-                raise ConfigError(f"{file}:{item.line}: List: an item is a mapping with apiVersion and kind")
-            items += self.document(item, file)
-        return Mapping(((key, Items(items) if key == "items" else value) for key, value in document.items()))
+                raise ConfigError(f"{file}:{item.line}: {kind}: an item is a mapping with apiVersion and kind")
+            of_list = {"apiVersion": text(version), "kind": text(kind.removesuffix("List"))} if old else {}
+            items += self.document(Mapping((of_list | item).items(), item.line), file)
+        changed = {"apiVersion": text("v1"), "kind": text("List")} if old else {}
+        return Mapping((document | changed | {"items": Items(items)}).items())
 
     def _other(self, document: Mapping, fields: Fields) -> Mapping:
         """An object of somebody else's, whose references to an InferencePool follow it to its new group."""
@@ -124,10 +129,21 @@ class _Run:
 
 def _flat(documents: Iterable[Mapping]) -> Iterator[Mapping]:
     for document in documents:
-        if document.get("kind") == "List":
-            yield from document["items"]
+        if _is_list(document):
+            yield from _flat(document["items"])
         else:
             yield document
+
+
+def _is_list(document: Mapping) -> bool:
+    """Whether it is a List, or one of a kind, as InferencePoolList is; one without items may have null in their place.
+
+    Somebody else's object may be called a list and have items that are no objects.
+    """
+    kind, items = str(document.get("kind")), document.get("items")
+    if kind == "List" or str(document.get("apiVersion")).startswith(f"{OLD_GROUP}/"):
+        return kind.endswith("List") and (isinstance(items, Items) or (isinstance(items, Scalar) and items.null))
+    return kind.endswith("List") and isinstance(items, Items) and all(isinstance(item, Mapping) for item in items)
 
 
 def _about(document: Mapping) -> str:

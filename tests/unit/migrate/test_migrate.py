@@ -117,6 +117,45 @@ def test_what_a_server_wrote():
     check(made["items"])
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["each with its kind", "kinds only in the list's"])
+def test_lists_of_a_kind(named):
+    """As an API server answers; what they become is of several kinds, and so a plain List."""
+    spec = {"modelName": "chat", "poolRef": {"name": "pool"}, "targetModels": [{"name": "a", "weight": 1}]}
+    model = {"apiVersion": f"{OLD}/v1alpha2", "kind": "InferenceModel", "metadata": {"name": "m"}, "spec": spec}
+    source = []
+    for item in (yaml.safe_load(POOL), model):
+        listed = {"apiVersion": item["apiVersion"], "kind": f"{item['kind']}List", "metadata": {"resourceVersion": "7"}}
+        left = item if named else {key: item[key] for key in ("metadata", "spec")}
+        source.append(listed | {"items": [left]})
+    pools, models, empty = converted(yaml.safe_dump_all([*source, source[0] | {"items": None}]))
+    assert [(each["apiVersion"], each["kind"]) for each in (pools, models, empty)] == [("v1", "List")] * 3
+    assert [each["kind"] for each in pools["items"]] == ["InferencePool"]
+    assert [each["kind"] for each in models["items"]] == ["InferenceObjective", "InferenceModelRewrite"]
+    assert empty["items"] == []
+    check([*pools["items"], *models["items"]])
+
+
+def test_other_lists():
+    """Items follow the pool to its new group; what is only called a list is somebody's object, and stays."""
+    ref = {"group": OLD, "kind": "InferencePool", "name": "pool"}
+    route = {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "r"}}
+    route["spec"] = {"rules": [{"backendRefs": [ref]}]}
+    routes = {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRouteList", "items": [route]}
+    hosts = {"apiVersion": "example.com/v1", "kind": "AllowList", "metadata": {"name": "a"}, "items": ["a", "b"]}
+    made, kept = converted(yaml.safe_dump_all([routes, hosts]))
+    assert made["kind"] == "HTTPRouteList"
+    assert made["items"][0]["spec"]["rules"][0]["backendRefs"][0]["group"] == NEW
+    assert kept == hosts
+
+
+def test_two_of_a_name_in_lists():
+    """However they are wrapped."""
+    pool = yaml.safe_load(POOL)
+    listed = {"apiVersion": pool["apiVersion"], "kind": "InferencePoolList", "items": [pool]}
+    with pytest.raises(ConfigError, match="there are two of that name now"):
+        converted(yaml.safe_dump_all([pool, listed]))
+
+
 def test_other_extension():
     """A picker that is no Service has no port to be inferred."""
     (made,) = converted(with_spec(POOL, extensionRef={"group": "example.com", "kind": "Picker", "name": "epp"}))
