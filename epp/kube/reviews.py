@@ -11,7 +11,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal
 
-from epp.kube.client import ACCESS_REVIEWS, TOKEN_REVIEWS, Api
+from epp.kube.client import ACCESS_REVIEWS, TOKEN_REVIEWS, Api, Unreachable
+
+Key = tuple[bytes, str, str]
+"""The token's hash, path, and verb."""
 
 Verdict = Literal["allowed", "unauthenticated", "forbidden"]
 
@@ -25,6 +28,7 @@ class Reviewer:
         api: the API server; it asks for `create` of both kinds of review (ClusterRole system:auth-delegator).
         allowed_for: seconds that a good verdict is kept.
         denied_for: seconds that a bad one is.
+        at_once: questions under way: whoever invents tokens must not keep the API server busy.
         now: the clock.
     """
 
@@ -34,13 +38,15 @@ class Reviewer:
         *,
         allowed_for: float = 60.0,
         denied_for: float = 10.0,
+        at_once: int = 32,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
         self._allowed_for, self._denied_for = allowed_for, denied_for
+        self._at_once = at_once
         self._now = now
-        self._known: OrderedDict[tuple[bytes, str, str], tuple[Verdict, float]] = OrderedDict()
-        self._asking: dict[tuple[bytes, str, str], asyncio.Task[Verdict]] = {}
+        self._known: OrderedDict[Key, tuple[Verdict, float]] = OrderedDict()
+        self._asking: dict[Key, asyncio.Task[Verdict]] = {}
 
     def __repr__(self) -> str:
         return f"<Reviewer: {len(self._known)} verdicts>"
@@ -50,7 +56,7 @@ class Reviewer:
 
         Raises:
             ApiError: the API server refuses the question.
-            Unreachable: it can't be asked.
+            Unreachable: it can't be asked, or too much is being asked already.
         """
         key = (hashlib.sha256(token.encode()).digest(), path, verb)
         known = self._known.get(key)
@@ -58,13 +64,19 @@ class Reviewer:
             return known[0]
         task = self._asking.get(key)
         if task is None:  # who comes meanwhile waits for the same answer
+            if len(self._asking) >= self._at_once:
+                raise Unreachable(f"{self._at_once} others are being asked for")
             task = self._asking[key] = asyncio.create_task(self._ask(token, path, verb))
-            task.add_done_callback(lambda _: self._asking.pop(key, None))
-        verdict = await asyncio.shield(task)
-        self._keep(key, verdict)
-        return verdict
+            task.add_done_callback(lambda done: self._asked(key, done))
+        return await asyncio.shield(task)
 
-    def _keep(self, key: tuple[bytes, str, str], verdict: Verdict) -> None:
+    def _asked(self, key: Key, done: asyncio.Task[Verdict]) -> None:
+        """Keeps the answer, though whoever has asked may have gone."""
+        del self._asking[key]
+        if not done.cancelled() and done.exception() is None:
+            self._keep(key, done.result())
+
+    def _keep(self, key: Key, verdict: Verdict) -> None:
         self._known[key] = (verdict, self._now() + (self._allowed_for if verdict == "allowed" else self._denied_for))
         self._known.move_to_end(key)
         while len(self._known) > _MOST:

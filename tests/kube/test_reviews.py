@@ -6,6 +6,7 @@ import pytest
 
 from epp.kube.client import Api, Unreachable
 from epp.kube.reviews import Reviewer
+from tests.e2e.harness import until
 from tests.kube.api import FakeApi
 
 USERS = {
@@ -52,6 +53,29 @@ async def test_many_at_once_ask_once(reviewed: FakeApi, api: Api) -> None:
     verdicts = await asyncio.gather(*(reviewer.verdict("t-prometheus", "/metrics") for _ in range(20)))
     assert set(verdicts) == {"allowed"}
     assert len(reviewed.requests) == 2
+
+
+async def test_no_more_is_asked_at_once_than_so_much(reviewed: FakeApi, api: Api) -> None:
+    """Of a flood of tokens most are turned away; what is known is answered, and so is the next one afterwards."""
+    reviewer = Reviewer(api, at_once=4)
+    assert await reviewer.verdict("t-prometheus", "/metrics") == "allowed"
+    asked = len(reviewed.requests)
+    flood = [reviewer.verdict(f"invented-{i}", "/metrics") for i in range(100)]
+    known = reviewer.verdict("t-prometheus", "/metrics")
+    *flooded, good = await asyncio.gather(*flood, known, return_exceptions=True)
+    assert good == "allowed"
+    assert flooded.count("unauthenticated") == 4
+    assert all("4 others are being asked for" in str(each) for each in flooded[4:])
+    assert len(reviewed.requests) == asked + 4
+    assert await reviewer.verdict("t-other", "/metrics") == "forbidden"
+
+
+async def test_an_answer_is_kept_though_whoever_asked_has_gone(reviewed: FakeApi, api: Api) -> None:
+    reviewer = Reviewer(api)
+    asking = asyncio.create_task(reviewer.verdict("t-other", "/metrics"))
+    await until(lambda: reviewed.requests, "it is being asked")
+    asking.cancel()
+    await until(lambda: repr(reviewer) == "<Reviewer: 1 verdicts>", "it is kept")
 
 
 async def test_without_an_api_server_there_is_no_verdict(reviewed: FakeApi, api: Api) -> None:
