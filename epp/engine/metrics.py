@@ -5,7 +5,9 @@ after it. ``epp.engine.page`` writes it down as the ``/metrics`` page.
 """
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import nan
 
 from epp.engine.model import Batch, Model, Sequence, StepResult
 
@@ -51,6 +53,17 @@ class Histogram:
         self.count += times
         self.total += value * times
 
+    def observe_each(self, values: Iterable[float]) -> None:
+        """Counts values, of which many in a row are equal."""
+        bucket, last, total = 0, nan, self.total
+        for value in values:
+            if value != last:
+                bucket, last = bisect_left(self.bounds, value), value
+            self.counts[bucket] += 1
+            self.count += 1
+            total += value
+        self.total = total
+
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
@@ -71,9 +84,13 @@ class Gauges:
             waiting=len(model.waiting),
             deferred=model.deferred,
             kv_usage=(model.pool.used + blocks_ahead) / model.pool.size,
-            lora_running=tuple(dict.fromkeys(s.request.lora for s in model.running if s.request.lora)),
-            lora_waiting=tuple(dict.fromkeys(s.request.lora for s in model.waiting if s.request.lora)),
+            lora_running=_adapters(model.running) if model.adapted else (),
+            lora_waiting=_adapters(model.waiting) if model.adapted else (),
         )
+
+
+def _adapters(queue: Iterable[Sequence]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(s.request.lora for s in queue if s.request.lora))
 
 
 class EngineMetrics:
@@ -112,31 +129,31 @@ class EngineMetrics:
 
     def stepping(self, batch: Batch, now: float) -> None:
         """The (first) step of a batch ends, not yet applied: the tokens of those that have had one before."""
-        decoded = fresh = computed = 0
+        fresh = computed = 0
+        gaps: list[float] = []
         for sequence, count in batch.scheduled:
-            if sequence.finish_reason is not None or sequence.remaining > count:
+            if sequence.finish_reason is not None or sequence.tokens - sequence.computed > count:
                 continue
             if sequence.produced:
-                decoded += 1
-                self.inter_token_latency.observe(now - sequence.last_token)
+                gaps.append(now - sequence.last_token)
             elif sequence.request.output_tokens:
                 fresh += 1
                 computed += sequence.request.prompt_tokens - sequence.cached_tokens
-        self.generation_tokens += decoded + fresh
-        if decoded or fresh:
-            self.iteration_tokens.observe(computed + decoded + fresh)
+        self.inter_token_latency.observe_each(gaps)
+        self.generation_tokens += len(gaps) + fresh
+        if gaps or fresh:
+            self.iteration_tokens.observe(computed + len(gaps) + fresh)
 
     def decoded(self, batch: Batch, steps: int, seconds: float) -> None:
-        """Further steps of a batch that only decodes, ``seconds`` long in all."""
-        alive = sum(sequence.finish_reason is None for sequence, _ in batch.scheduled)
-        self.generation_tokens += alive * steps
-        self.inter_token_latency.observe(seconds / steps, alive * steps)
-        if alive:
-            self.iteration_tokens.observe(alive, steps)
+        """Further steps of a batch that only decodes, none of which was aborted; ``seconds`` long in all."""
+        sequences = batch.decode_sequences
+        self.generation_tokens += sequences * steps
+        self.inter_token_latency.observe(seconds / steps, sequences * steps)
+        self.iteration_tokens.observe(sequences, steps)
 
     def stepped(self, result: StepResult) -> None:
         """Steps have been applied: first tokens, and ends."""
-        for sequence in result.produced:
+        for sequence in result.produced if result.batch.prefill_tokens else ():
             if sequence.produced == 1:
                 self._prefilled(sequence, sequence.first_token)
         for sequence in result.finished:

@@ -22,6 +22,7 @@ request admitted last gives its blocks back and computes them again later. Block
 that fills them is scheduled, so a twin admitted in the same step shares them.
 """
 
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Contents
@@ -114,7 +115,9 @@ class Sequence:
     """A request in the model: the blocks it holds, how far they are computed, and when things happened to it.
 
     Attributes:
+        tokens: those so far, of the prompt and produced.
         computed: tokens whose KV is in the blocks (prompt and answer).
+        edge: how many have to be computed before its blocks need a look: another one is wanted, or one is full.
         produced: tokens of the answer.
         arrived, admitted, first_token, last_token: times; NaN until then. ``admitted`` is the first time.
         cached_tokens: how much of the prompt was found in the prefix cache when first admitted.
@@ -123,9 +126,11 @@ class Sequence:
 
     request: Request
     arrived: float
+    tokens: int
     blocks: list[int] = field(default_factory=list)
     computed: int = 0
     committed: int = 0
+    edge: int = 0
     produced: int = 0
     admitted: float = nan
     cached_tokens: int = 0
@@ -135,14 +140,9 @@ class Sequence:
     finish_reason: str | None = None
 
     @property
-    def tokens(self) -> int:
-        """Tokens so far, those of the prompt and those produced."""
-        return self.request.prompt_tokens + self.produced
-
-    @property
     def remaining(self) -> int:
         """Tokens to compute before the next one can be produced; 1 while decoding."""
-        return self.request.prompt_tokens + self.produced - self.computed
+        return self.tokens - self.computed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,6 +155,7 @@ class Batch:
         preempted: sequences that had to give their blocks back.
         prefill_tokens, decode_sequences, kv_tokens: what the (first) step computes and reads.
         adapters_loaded: adapters brought into a slot before it.
+        step, growth: seconds of the first step, and by how much the next one is longer; both without the scale.
     """
 
     cost: StepCost
@@ -167,6 +168,13 @@ class Batch:
     decode_sequences: int
     kv_tokens: int
     adapters_loaded: int = 0
+    step: float = field(init=False)
+    growth: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        step = self.cost.seconds(self.prefill_tokens, self.decode_sequences, self.kv_tokens)
+        object.__setattr__(self, "step", step)
+        object.__setattr__(self, "growth", self.cost.kv_token * self.decode_sequences)
 
     @property
     def duration(self) -> float:
@@ -175,20 +183,12 @@ class Batch:
 
     def elapsed(self, steps: int) -> float:
         """Seconds that its first ``steps`` steps compute: every decoded token is one more to read in the next."""
-        once = self.cost.seconds(self.prefill_tokens, self.decode_sequences, self.kv_tokens)
-        growth = self.cost.kv_token * self.decode_sequences * steps * (steps - 1) / 2
-        return self.scale * (steps * once + growth + self.cost.adapter_load * self.adapters_loaded)
+        growth = self.growth * steps * (steps - 1) / 2
+        return self.scale * (steps * self.step + growth + self.cost.adapter_load * self.adapters_loaded)
 
     def steps_by(self, seconds: float) -> int:
         """How many of its steps have ended after ``seconds``."""
-        low, high = 0, self.steps
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.elapsed(middle) <= seconds:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        return bisect_right(range(1, self.steps + 1), seconds, key=self.elapsed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -211,7 +211,7 @@ class Model:
 
     State: ``waiting`` and ``running`` (queues of sequences), ``_sequences`` (all of them by id), ``pool`` (the blocks),
     ``slots`` (adapters that are loaded, the one used longest ago first), ``deferred`` (how many were passed over by the
-    last ``schedule`` for want of a slot).
+    last ``schedule`` for want of a slot), ``adapted`` (how many sequences have an adapter).
     """
 
     def __init__(self, config: ModelConfig, rng: Random | None = None) -> None:
@@ -221,7 +221,7 @@ class Model:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.slots: OrderedDict[str, None] = OrderedDict()
-        self.deferred = 0
+        self.deferred = self.adapted = 0
         self._sequences: dict[str, Sequence] = {}
         self._rng = rng or Random(0)
 
@@ -242,20 +242,21 @@ class Model:
             raise ValueError(f"a request of {total} tokens does not fit a context of {self.config.max_model_len}")
         if request.request_id in self._sequences:
             raise ValueError(f"request id {request.request_id!r} is in use")
-        sequence = self._sequences[request.request_id] = Sequence(request, now)
+        sequence = self._sequences[request.request_id] = Sequence(request, now, request.prompt_tokens)
         self.waiting.append(sequence)
+        self.adapted += request.lora is not None
         return sequence
 
     def abort(self, request_id: str) -> Sequence | None:
         """Forgets a request at once, wherever it is; None if it is not in the model (any more)."""
-        sequence = self._sequences.pop(request_id, None)
+        sequence = self._sequences.get(request_id)
         if sequence is None:
             return None
         if sequence in self.running:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
-        self._release(sequence)
+        self._forget(sequence)
         sequence.finish_reason = "abort"
         return sequence
 
@@ -276,13 +277,8 @@ class Model:
         budget = self._schedule_running(scheduled, preempted)
         before = len(scheduled)
         admissions = self._schedule_waiting(scheduled, budget, now) if admit and not preempted else []
-        prefill = decodes = kv_tokens = 0
-        for sequence, count in scheduled:
-            kv_tokens += sequence.computed
-            if count == 1 and sequence.produced:
-                decodes += 1
-            else:
-                prefill += count
+        decodes = len([None for sequence, count in scheduled if count == 1 and sequence.produced])
+        prefill = sum([count for _, count in scheduled]) - decodes
         only_decodes = not prefill and not preempted and before == len(scheduled) == len(self.running)
         steps = self._steps_ahead(most_steps) if only_decodes and most_steps > 1 else 1
         return Batch(
@@ -294,7 +290,7 @@ class Model:
             tuple(preempted),
             prefill,
             decodes,
-            kv_tokens,
+            sum([sequence.computed for sequence, _ in scheduled]),
             self._load_adapters(scheduled),
         )
 
@@ -303,7 +299,7 @@ class Model:
 
         Whoever waits goes on waiting meanwhile: what held it back only grows, unless a block that it shares is filled.
         """
-        steps = min([most, *(s.request.output_tokens - s.produced for s in self.running)])
+        steps = min([most, *[s.request.output_tokens - s.produced for s in self.running]])
         if len(self.waiting) > self.deferred:
             steps = min([steps, *self._until_shared(self.waiting[self.deferred].request.contents)])
         while steps > 1 and self.blocks_ahead(steps) > self.pool.free:
@@ -319,7 +315,8 @@ class Model:
 
     def blocks_ahead(self, steps: int) -> int:
         """Blocks yet to be allocated when each running sequence has computed ``steps`` tokens more."""
-        return sum(self._blocks_for(s.computed + steps) - len(s.blocks) for s in self.running)
+        size = self.config.block_size
+        return sum([-(-(s.computed + steps) // size) - len(s.blocks) for s in self.running])
 
     def _jitter(self, steps: int) -> float:
         """The factor of a step, or the mean of the factors of several."""
@@ -330,6 +327,8 @@ class Model:
     def _load_adapters(self, scheduled: Iterable[tuple[Sequence, int]]) -> int:
         """Brings the batch's adapters into slots; returns how many were not there."""
         loaded = 0
+        if not self.adapted and not self.slots:
+            return loaded
         for lora in dict.fromkeys(sequence.request.lora for sequence, _ in scheduled):
             if lora is None:
                 continue
@@ -343,25 +342,26 @@ class Model:
     def _schedule_running(self, scheduled: list[tuple[Sequence, int]], preempted: list[Sequence]) -> int:
         """Gives each running request its share; returns what is left of the budget."""
         budget = self.config.max_num_batched_tokens
-        index = 0
-        while index < len(self.running) and budget:
-            sequence = self.running[index]
-            count = min(sequence.remaining, budget)
-            if not self._make_room(sequence, count, preempted):
+        for sequence in self.running:  # whose end may be preempted meanwhile
+            if not budget:
                 break
-            self._commit(sequence, sequence.computed + count)
+            computed = sequence.computed
+            count = min(sequence.tokens - computed, budget)
+            if computed + count >= sequence.edge:
+                if not self._make_room(sequence, computed + count, preempted):
+                    break
+                self._commit(sequence, computed + count)
             scheduled.append((sequence, count))
             budget -= count
-            index += 1
         return budget
 
-    def _make_room(self, sequence: Sequence, count: int, preempted: list[Sequence]) -> bool:
-        """Allocates the blocks for ``count`` more tokens, preempting from the end of the running queue.
+    def _make_room(self, sequence: Sequence, tokens: int, preempted: list[Sequence]) -> bool:
+        """Allocates the blocks for so many tokens in all, preempting from the end of the running queue.
 
         Returns:
             False if the sequence itself had to go.
         """
-        needed = self._blocks_for(sequence.computed + count) - len(sequence.blocks)
+        needed = self._blocks_for(tokens) - len(sequence.blocks)
         if needed <= 0:
             return True
         while not self.pool.can_allocate(needed):
@@ -425,10 +425,14 @@ class Model:
 
     def _commit(self, sequence: Sequence, tokens: int) -> None:
         """Enters into the prefix cache what ``tokens`` computed tokens fill of its blocks."""
-        full = min(tokens // self.config.block_size, len(sequence.request.contents))
+        size, contents = self.config.block_size, sequence.request.contents
+        full = min(tokens // size, len(contents))
         if full > sequence.committed:
-            self.pool.commit(sequence.blocks, sequence.request.contents, sequence.committed, full)
+            self.pool.commit(sequence.blocks, contents, sequence.committed, full)
             sequence.committed = full
+        sequence.edge = len(sequence.blocks) * size + 1
+        if full < len(contents):
+            sequence.edge = min(sequence.edge, (full + 1) * size)
 
     def update(self, batch: Batch, now: float, steps: int | None = None) -> StepResult:
         """The second half of a step: tokens appear, finished requests leave.
@@ -444,42 +448,46 @@ class Model:
         for sequence, count in batch.scheduled:
             if sequence.finish_reason is not None:
                 continue  # aborted while it was being computed
-            if steps > 1:
-                self._run_ahead(sequence, steps)
-            sequence.computed += count * steps
-            if sequence.remaining > 0:
+            computed = sequence.computed = sequence.computed + count * steps
+            if steps > 1 and computed >= sequence.edge:
+                self._run_ahead(sequence)
+            if computed < sequence.tokens:
                 continue  # more of its prompt to come
-            request = sequence.request
-            if sequence.produced < request.output_tokens:
+            wanted = sequence.request.output_tokens
+            if sequence.produced < wanted:
                 if not sequence.produced:
                     sequence.first_token = now
                 sequence.produced += steps
+                sequence.tokens += steps
                 sequence.last_token = now
                 produced.append(sequence)
-            if sequence.produced == request.output_tokens:
-                if not sequence.produced:
+            if sequence.produced == wanted:
+                if not wanted:
                     sequence.first_token = sequence.last_token = now
-                sequence.finish_reason = "stop" if request.ends_itself else "length"
+                sequence.finish_reason = "stop" if sequence.request.ends_itself else "length"
                 finished.append(sequence)
         if finished:
             self._finish(finished)
         return StepResult(tuple(produced), tuple(finished), batch, steps)
 
-    def _run_ahead(self, sequence: Sequence, steps: int) -> None:
+    def _run_ahead(self, sequence: Sequence) -> None:
         """Allocates and fills the blocks of the steps after the first, for which ``_steps_ahead`` has seen to room."""
-        tokens = sequence.computed + steps
-        needed = self._blocks_for(tokens) - len(sequence.blocks)
+        needed = self._blocks_for(sequence.computed) - len(sequence.blocks)
         if needed > 0:
             sequence.blocks += self.pool.allocate(needed)
-        self._commit(sequence, tokens)
+        self._commit(sequence, sequence.computed)
 
     def _finish(self, finished: list[Sequence]) -> None:
         self.running = [sequence for sequence in self.running if sequence.finish_reason is None]
         for sequence in finished:
-            del self._sequences[sequence.request.request_id]
-            self._release(sequence)
+            self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.request.request_id]
+        self.adapted -= sequence.request.lora is not None
+        self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)
         sequence.blocks = []
-        sequence.computed = sequence.committed = 0
+        sequence.computed = sequence.committed = sequence.edge = 0
