@@ -48,7 +48,7 @@ from epp.pipeline import Options, Pipeline
 from epp.plugin import Context, Router, plugins_of
 from epp.pool import Endpoint, Pool
 from epp.reading import parser_for
-from epp.sources import PageReader, Poll
+from epp.sources import ObjectReader, ObjectWatch, PageReader, Poll
 from epp.states import States
 
 log = logging.getLogger("epp")
@@ -153,6 +153,7 @@ class App:
             stack.push_async_callback(self.scraper.stop)
         stack.push_async_callback(self.polls.stop)
         self.polls.follow(sources.polls)
+        self._follow_objects(sources.watches)
         await self.models.start()
         stack.push_async_callback(self.models.stop)
         await self._start_metrics(stack)
@@ -227,6 +228,7 @@ class App:
         self.models.follow(asking, sources.read_models or models)
         if (sources.file, sources.scraped) != self._fixed:
             log.warning("where endpoints come from, and whether they are scraped, is taken over at the next start only")
+        self._follow_objects(sources.watches)
         self.pipeline.hooks = hooks
 
     def _ended(self, router: Router) -> None:
@@ -287,7 +289,26 @@ class App:
                 log.warning("--ha-enable-leader-election has no effect without Kubernetes: every replica is ready")
             return None
         changed = self._cluster_changed
-        return Cluster(self._options, self.pool, self._random, on_pool=self._pool_changed, on_state=changed)
+        return Cluster(
+            *(self._options, self.pool, self._random),
+            on_pool=self._pool_changed,
+            on_state=changed,
+            on_fault=self._notice_failed,
+        )
+
+    def _follow_objects(self, watches: Sequence[ObjectWatch]) -> None:
+        if self.cluster is not None:
+            self.cluster.notifications.follow(watches)
+            return
+        for watch in watches:
+            log.warning(
+                "%s watches %s in Kubernetes, which needs --pool-name or --endpoint-selector: it sees nothing",
+                *(watch.name, watch.kind),
+            )
+
+    def _notice_failed(self, watch: ObjectWatch, reader: ObjectReader, reason: str) -> None:
+        self.metrics.families["llm_d_epp_datalayer_extract_errors_total"].value(watch.type, reader.type).inc()
+        log.debug("%s of %s: %s", reader.name, watch.kind, reason)
 
     def _cluster_changed(self) -> None:
         if self.cluster is not None:

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from epp.data.kubernetes.discovery import KubernetesDiscovery, Wanted
+from epp.data.kubernetes.notifications import Notifications, OnFault
 from epp.errors import ConfigError
 from epp.kube.access import find
 from epp.kube.client import Api
@@ -45,6 +46,7 @@ class Cluster:
         on_pool: hears of the ids of endpoints added and removed.
         on_state: called when the pool is synced or no longer, its discovery stale or no longer, and when we begin or
             cease to lead.
+        on_fault: hears of an extractor that raises when it is told of an object.
         environ: where the API server is; see `epp.kube.access.find`.
 
     Raises:
@@ -59,6 +61,7 @@ class Cluster:
         *,
         on_pool: Callable[[Sequence[str], Sequence[str]], None],
         on_state: Callable[[], None],
+        on_fault: OnFault = lambda *_: None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         wanted = _wanted(options)
@@ -80,6 +83,13 @@ class Cluster:
             on_pool=on_pool,
             on_state=self._discovery_changed,
             now=time.monotonic,
+            source=source,
+        )
+        self.notifications = Notifications(
+            self.api,
+            options.pool_namespace,
+            on_error=lambda message: log.error("%s", message),
+            on_fault=on_fault,
             source=source,
         )
         self.election: Election | None = None
@@ -123,13 +133,19 @@ class Cluster:
     async def stop(self) -> None:
         """Ends everything."""
         await self.release()
+        await self.notifications.stop()
         await self.discovery.stop()
         await self.api.aclose()
 
     def shown(self) -> dict[str, Any]:
         """The state of it all, for people."""
         election = self.election.shown() if self.election is not None else None
-        return {"api_server": self.api.access.server, "discovery": self.discovery.shown(), "election": election}
+        return {
+            "api_server": self.api.access.server,
+            "discovery": self.discovery.shown(),
+            "election": election,
+            "notifications": self.notifications.shown(),
+        }
 
     def _discovery_changed(self) -> None:
         if self.discovery.stale != self._stale:

@@ -79,7 +79,18 @@ from epp.pool import Candidates, Codes, Endpoint, Floats, Ints, Mask, Pick, Pool
 from epp.prefix import Chain, Hasher, PrefixIndex
 from epp.quantities import parse_duration
 from epp.request import BYTES_PER_TOKEN, Body, Outcome, Request, Usage
-from epp.sources import ENGINE_LABELS, ENGINES, EndpointsFile, EngineMetrics, Extraction, Page, Sources, parse_selector
+from epp.sources import (
+    ENGINE_LABELS,
+    ENGINES,
+    EndpointsFile,
+    EngineMetrics,
+    Extraction,
+    Notice,
+    ObjectKind,
+    Page,
+    Sources,
+    parse_selector,
+)
 from epp.states import States
 
 T = TypeVar("T")
@@ -129,6 +140,8 @@ __all__ = [
     "Ints",
     "Key",
     "Mask",
+    "Notice",
+    "ObjectKind",
     "Observer",
     "Outcome",
     "Page",

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ENGINES = ("vllm", "sglang", "trtllm-serve", "triton-tensorrt-llm", "triton")
 """The engines whose metrics are known without being configured."""
@@ -57,6 +57,46 @@ class Poll:
     type: str
     page: Page
     readers: tuple[PageReader, ...] = ()
+
+
+Notice = Literal["added", "changed", "deleted"]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectKind:
+    """A kind of object in Kubernetes; the core's group is ""."""
+
+    group: str
+    version: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}.{self.version}.{self.group}".rstrip(".")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectReader:
+    """An extractor that hears of objects: what has become of one, and the object as Kubernetes has it."""
+
+    name: str
+    type: str
+    notified: Callable[[Notice, Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectWatch:
+    """Objects of a kind that are followed.
+
+    Attributes:
+        name, type: of the plugin that says so.
+        kind: which.
+        readers: the extractors that hear of them.
+    """
+
+    name: str
+    type: str
+    kind: ObjectKind
+    readers: tuple[ObjectReader, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +164,7 @@ class Sources:
         models: the page on which engines say what they serve.
         read_models: what each says of its models, by the model's name, out of that page.
         polls: the pages that are fetched beside these; a change of them is taken over at once.
+        watches: the kinds of object in Kubernetes that are followed; a change of them is taken over at once.
         wiring: the names of all sources that are in force, each with those of its extractors.
     """
 
@@ -134,6 +175,7 @@ class Sources:
     models: Page | None = None
     read_models: Callable[[bytes], Mapping[str, Any]] | None = field(default=None, compare=False)
     polls: tuple[Poll, ...] = field(default=(), compare=False)
+    watches: tuple[ObjectWatch, ...] = field(default=(), compare=False)
     wiring: tuple[tuple[str, tuple[str, ...]], ...] = field(default=(), compare=False)
 
 

@@ -16,6 +16,7 @@ from epp.plugin import (
     EndpointsFile,
     Extraction,
     Key,
+    ObjectKind,
     Outcome,
     Page,
     Plugged,
@@ -292,6 +293,7 @@ _SAYING = {
     "metrics_page": Page,
     "polled_page": Page,
     "models_page": Page,
+    "watched_kind": ObjectKind,
     "engine_metrics": Extraction,
     "endpoints_file": EndpointsFile,
 }
@@ -318,6 +320,8 @@ def _extracts(subject: Subject, case: Case) -> None:
         odd = [key for key in found if not isinstance(key, Key) or key.scope != "pool"]
         _due(not odd, f"keys of the pool's columns are due, not {odd}")
         _due(all(isinstance(value, (int, float)) for value in found.values()), f"numbers are due, not {found!r}")
+    for notice in ("added", "changed", "changed", "deleted", "deleted") if hasattr(plugin, "notified") else ():
+        plugin.notified(notice, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "b"}})
     if hasattr(plugin, "extract"):
         _texts(plugin.extract(endpoint))
 

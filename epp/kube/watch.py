@@ -132,8 +132,9 @@ class Reflector(Generic[T]):
     Args:
         api: the API server.
         resource: the kind.
-        namespace: the one that is looked at.
-        kind: what objects are decoded as; one that can't be is told to `on_error` and left out.
+        namespace: the one that is looked at; "" for all.
+        kind: what objects are decoded as, or what decodes them; one that can't be, for which a function raises
+            msgspec.MsgspecError, is told to `on_error` and left out.
         sink: takes it in.
         labels: a label selector.
         fields: a field selector.
@@ -149,7 +150,7 @@ class Reflector(Generic[T]):
         api: Api,
         resource: Resource,
         namespace: str,
-        kind: type[T],
+        kind: type[T] | Callable[[Any], T],
         sink: Sink[T],
         *,
         labels: str = "",
@@ -167,7 +168,7 @@ class Reflector(Generic[T]):
         self.stale_since: float | None = None
         self._api = api
         self._path = resource.path(namespace)
-        self._decoder = msgspec.json.Decoder(kind)
+        self._decode = msgspec.json.Decoder(kind).decode if isinstance(kind, type) else kind
         self._sink = sink
         self._selectors = {"labelSelector": labels} if labels else {}
         self._selectors |= {"fieldSelector": fields} if fields else {}
@@ -269,7 +270,7 @@ class Reflector(Generic[T]):
 
     def _decoded(self, item: Any) -> T | None:
         try:
-            return self._decoder.decode(item)
+            return self._decode(item)
         except msgspec.MsgspecError as error:
             self._tell(f"{self.resource}: an object that can't be read is left out: {error}")
             return None

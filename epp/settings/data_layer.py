@@ -7,7 +7,7 @@ from epp.settings.instances import Instance, Instances
 from epp.settings.models import DataLayer, EndpointPickerConfig
 from epp.settings.problems import Path, Report
 from epp.settings.sections import Reference, check
-from epp.sources import PageReader, Poll, Sources
+from epp.sources import ObjectReader, ObjectWatch, PageReader, Poll, Sources
 
 DEFAULT_SOURCE = "metrics-data-source"
 DEFAULT_EXTRACTOR = "core-metrics-extractor"
@@ -68,6 +68,8 @@ class _Layer:
         page, extraction = self._said(metrics, "metrics_page"), self._said(extractor, "engine_metrics")
         models, reader = self._pair("models_page", "served_models")
         polls = tuple(poll for poll in map(self._poll, polled) if poll is not None)
+        watching = self._all("data source", "watched_kind", self._named)
+        watches = tuple(watch for watch in map(self._watch, watching) if watch is not None)
         section = self._section
         discovery = self._instances.by_name.get(section.discovery.plugin_ref) if section.discovery else None
         self._take(discovery)
@@ -82,6 +84,7 @@ class _Layer:
             models=self._said(models, "models_page"),
             read_models=reader.plugin.served_models if reader is not None else None,
             polls=polls,
+            watches=watches,
             wiring=tuple(self._wiring.items()),
         )
 
@@ -114,22 +117,41 @@ class _Layer:
         return source, extractor
 
     def _poll(self, source: Instance) -> Poll | None:
-        """A page that is fetched beside the metrics; extractors that no source names read every such page."""
+        """A page that is fetched beside the metrics."""
         page = self._said(source, "polled_page")
         if page is None:
             return None
-        elsewhere = {name for names in self._named.values() for name in names}
-        able = self._all("extractor", "columns", self._named.get(source.name, ()))
-        named = self._named.get(source.name, [])
-        readers = [each for each in able if each.name in named or (not named and each.name not in elsewhere)]
-        self._wiring[source.name] = tuple(each.name for each in readers)
-        self._take(source, *readers)
+        readers = self._readers(source, "columns")
         return Poll(
             source.name,
             source.type,
             page,
             tuple(PageReader(each.name, each.type, each.plugin.columns) for each in readers),
         )
+
+    def _watch(self, source: Instance) -> ObjectWatch | None:
+        """The objects that a source follows; None for nobody who hears of them."""
+        kind = self._said(source, "watched_kind")
+        if kind is None:
+            return None
+        readers = self._readers(source, "notified")
+        if not readers:
+            self._report.warning(
+                source.path, f"{source.title}: no extractor hears of what it would see: it sees nothing"
+            )
+            return None
+        hearing = [ObjectReader(each.name, each.type, each.plugin.notified) for each in readers]
+        return ObjectWatch(source.name, source.type, kind, tuple(hearing))
+
+    def _readers(self, source: Instance, method: str) -> list[Instance]:
+        """The extractors that read of the source; those that no source names read of every one that they can."""
+        elsewhere = {name for names in self._named.values() for name in names}
+        named = self._named.get(source.name, [])
+        able = self._all("extractor", method, named)
+        readers = [each for each in able if each.name in named or (not named and each.name not in elsewhere)]
+        self._wiring[source.name] = tuple(each.name for each in readers)
+        self._take(source, *readers)
+        return readers
 
     def _all(self, kind: str, method: str, first: "Sequence[str] | dict[str, Any]") -> list[Instance]:
         """Those that have the method, the ones of these names first."""

@@ -4,17 +4,23 @@ What it does
     - `endpoint-notification-source` tells extractors such as `topology-extractor` of endpoints that come and go. Here
       what an extractor says of an endpoint follows the pool's membership in any case; a file that lists the source
       means the same as one that doesn't.
-    - `k8s-notification-source` watches objects of a kind in Kubernetes. No plugin of llm-d or of ours goes by such a
-      watch of one's own, and without Kubernetes there is nothing to watch: it is accepted, and has no effect.
+    - `k8s-notification-source` watches the objects of one kind in Kubernetes, and tells extractors with a method
+      `notified` of each that is there, comes, changes or goes (docs/plugins.md has one): those that `dataLayer.sources`
+      names, or else all that no source names. Of kinds that are in namespaces it sees those of the picker's
+      (`--pool-namespace`). Its service account needs the rights to `get`, `list` and `watch` them.
+
+    While the API server is lost nothing is told; when it answers again, what has happened meanwhile. A kind that it
+    doesn't have, or that we may not see, is asked for again once a minute; the log and `/debug/kubernetes` tell.
+    Without Kubernetes there is nothing to see, which the log says at the start.
 
 Reads
-    Nothing.
+    Objects in Kubernetes.
 
 Writes
     Nothing.
 
 Parameters
-    of k8s-notification-source: `group` (""), `version` (required), `kind` (required) of the objects.
+    of k8s-notification-source: `group` ("", the core's), `version` (required), `kind` (required) of the objects.
 
     endpoint-notification-source has none: None.
 
@@ -40,12 +46,15 @@ Example:
       - pluginRef: topology-affinity-scorer
 
 Where it departs from llm-d, and why
-    An endpoint extractor needs no source: an extractor that was forgotten in `dataLayer` there never hears of anybody.
+    - An endpoint extractor needs no source: one that was forgotten in `dataLayer` there never hears of anybody.
+    - Objects that are there when the picker starts, or takes a configuration over, are told of as `added`, those that
+      have changed as `changed`; there both are one.
 """
 
 from pydantic import Field
 
 import epp.plugin
+from epp.plugin import ObjectKind
 
 
 class EndpointNotificationSource:
@@ -55,10 +64,7 @@ class EndpointNotificationSource:
 
 
 class K8sNotificationSource:
-    """Watches objects in Kubernetes; no plugin goes by them."""
-
-    kind = "data source"
-    loads_only = "has no effect: it needs Kubernetes, and no plugin goes by what it would see"
+    """Watches the objects of a kind in Kubernetes, and tells extractors of them."""
 
     class Parameters(epp.plugin.Parameters):
         """See the module's manual."""
@@ -68,4 +74,8 @@ class K8sNotificationSource:
         kind: str = Field(min_length=1)
 
     def __init__(self, parameters: Parameters) -> None:
-        """Nothing is kept of them: they are checked."""
+        self._kind = ObjectKind(parameters.group, parameters.version, parameters.kind)
+
+    def watched_kind(self) -> ObjectKind:
+        """Which objects."""
+        return self._kind

@@ -58,8 +58,7 @@ def test_status(capsys):
         *("sheddable-eviction-filter", "priority-then-time-eviction-order-policy"),
     }
     others = {name for name, missing in accepted.items() if missing != flow}
-    assert others == {"k8s-notification-source", "precise-prefix-cache-producer", "predicted-latency-producer"}
-    assert "needs Kubernetes" in accepted["k8s-notification-source"]
+    assert others == {"precise-prefix-cache-producer", "predicted-latency-producer"}
     assert {plugin["missing"] for plugin in plugins if plugin["status"] == "implemented"} == {None}
 
 

@@ -126,6 +126,7 @@ class Row:
         at_once: how many of the last one come at once; what is said of them is joined.
         pages: what is at a URL of the endpoints, by `host:port/path`.
         listed: entries of the file that discovery reads.
+        objects: what there is in Kubernetes, as its watches would tell.
     """
 
     with_it: Config
@@ -138,6 +139,7 @@ class Row:
     at_once: int = 1
     pages: Mapping[str, str] = field(default_factory=dict)
     listed: Sequence[Mapping[str, Any]] = ()
+    objects: Sequence[Mapping[str, Any]] = ()
 
 
 # --- what the data layer does, without HTTP
@@ -172,6 +174,15 @@ def scraped(row: Row, own: Pool, router: Router) -> None:
             own.write_set(slot, SERVED_MODELS, (REPORTED, *sources.read_models(found)))
 
 
+def noticed(row: Row, router: Router) -> None:
+    """Extractors hear of the objects that somebody watches."""
+    for watch in router.sources.watches:
+        for item in row.objects:
+            if (item["apiVersion"], item["kind"]) == (watch.kind.version, watch.kind.kind):
+                for reader in watch.readers:
+                    reader.notified("added", item)
+
+
 async def discovered(row: Row, router: Router, file: Path) -> Pool:
     """The pool of the file that the configuration names, if it names one; else the row's."""
     said = router.sources.file
@@ -195,6 +206,7 @@ async def effect(row: Row, made: Config, file: Path) -> Result:
     except InvalidConfig:
         return INVALID
     scraped(row, own, router)
+    noticed(row, router)
     path = pipeline_with(router, own)
     exchanges = []
     try:
@@ -233,6 +245,9 @@ def completion(prompt: str) -> Sent:
 
 
 LONG = completion("x" * 1024)
+
+CONFIG_MAPS = {"type": "k8s-notification-source", "parameters": {"version": "v1", "kind": "ConfigMap"}}
+DRAINED = {"type": str(Path(__file__).parents[3] / "config/examples/drained.py"), "name": "drained"}
 
 
 def parsed(parser: str, sent: Sent, beside: str = "passthrough-parser") -> Row:
@@ -563,6 +578,15 @@ ROW: dict[str, Row] = {
         "pod-0",
         "pod-1",
         pages=SERVED | {f"10.0.0.{n}:8000/m": '{"data": [{"id": "model"}]}' for n in (1, 2)},
+    ),
+    "k8s-notification-source": Row(
+        config(CONFIG_MAPS, DRAINED, {**QUEUE}),
+        config(DRAINED, {**QUEUE}),
+        "pod-1",
+        "pod-0",
+        objects=(
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "drain"}, "data": {"pod-0": "maintenance"}},
+        ),
     ),
     "file-discovery": Row(
         config(

@@ -29,8 +29,14 @@ DATA = {
     "endpoint-notification-source": EndpointNotificationSource,
     "topology-extractor": TopologyExtractor,
 }
+CONFIG_MAPS = "{type: k8s-notification-source, parameters: {version: v1, kind: ConfigMap}}"
 EXTRACTION = Extraction("core-metrics-extractor")
 MINE = Page(path="/mine")
+
+
+class Hearing:
+    def notified(self, notice, item):
+        pass
 
 
 class Failing:
@@ -39,7 +45,7 @@ class Failing:
 
 
 def resolved(text):
-    return resolve(HEAD + text, "f", registry_of(TYPES | DATA | {"failing": Failing}), context)
+    return resolve(HEAD + text, "f", registry_of(TYPES | DATA | {"failing": Failing, "hearing": Hearing}), context)
 
 
 def load(text):
@@ -167,6 +173,19 @@ GPUS = ("dcgm-data-source", ("dcgm-extractor",))
             True,
             id="what hears of changes",
         ),
+        pytest.param(
+            f"plugins: [{CONFIG_MAPS}, {{type: hearing}}]",
+            [METRICS, ("k8s-notification-source", ("hearing",))],
+            True,
+            id="objects in Kubernetes",
+        ),
+        pytest.param(
+            f"plugins: [{CONFIG_MAPS}, {{type: hearing, name: another}}]\n"
+            "dataLayer: {sources: [{pluginRef: k8s-notification-source, extractors: [{pluginRef: another}]}]}",
+            [METRICS, ("k8s-notification-source", ("another",))],
+            True,
+            id="the extractor that is named",
+        ),
     ],
 )
 def test_wiring(text, wiring, scraped):
@@ -174,11 +193,19 @@ def test_wiring(text, wiring, scraped):
     first = resolved(text)
     sources = first.router.sources
     assert (sorted(sources.wiring), sources.scraped) == (sorted(wiring), scraped)
-    read = [(poll.name, tuple(reader.name for reader in poll.readers)) for poll in sources.polls]
+    followed = (*sources.polls, *sources.watches)
+    read = [(each.name, tuple(reader.name for reader in each.readers)) for each in followed]
     assert read == [each for each in sources.wiring if each[0] in dict(read)]
     assert not [warning for warning in first.router.warnings if "has no effect" in warning]
-    again = resolve(show.to_yaml(first), "f", registry_of(TYPES | DATA), context)
+    again = resolve(show.to_yaml(first), "f", registry_of(TYPES | DATA | {"hearing": Hearing}), context)
     assert (again.router.sources, again.router.sources.wiring) == (sources, sources.wiring)
+
+
+def test_nobody_hears():
+    """A source of objects without an extractor is none, and that is said."""
+    router = load(f"plugins: [{CONFIG_MAPS}]")
+    assert router.sources.watches == ()
+    assert [warning for warning in router.warnings if "no extractor hears of what it would see" in warning]
 
 
 @pytest.mark.parametrize(
