@@ -1,16 +1,17 @@
 """Fetches a metrics page over HTTP, and says of a failure whether the endpoint could be reached at all."""
 
 import asyncio
-import contextlib
 import errno
 import os
-import ssl
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 
-from epp.errors import ConfigError, EppError
+from epp.data.trust import Trust
+from epp.errors import EppError
 
 _OUR_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
@@ -72,21 +73,26 @@ def check(options: ScrapeOptions) -> None:
         ConfigError: a certificate can't be loaded.
     """
     if options.scheme == "https":
-        _tls(options)
+        _trust(options, time.monotonic)
 
 
 class MetricsClient:
     """One HTTP session for all endpoints, with kept connections; to be opened in a running event loop.
 
+    Args:
+        options: how; certificates are read again when their files change.
+        now: the monotonic clock, seconds.
+
     Raises:
         ConfigError: a certificate can't be loaded.
     """
 
-    def __init__(self, options: ScrapeOptions) -> None:
+    def __init__(self, options: ScrapeOptions, now: Callable[[], float] = time.monotonic) -> None:
         self._options = options
+        self._trust = _trust(options, now) if options.scheme == "https" else None
         self._timeout_text = f"no answer within {options.timeout:g} s"
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=_tls(options) if options.scheme == "https" else True),
+            connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=options.timeout),
             headers=_HEADERS,
@@ -103,7 +109,9 @@ class MetricsClient:
             ScrapeError: it could not be had.
         """
         try:
-            async with self._session.get(url, max_redirects=2) as response:
+            async with self._session.get(
+                url, max_redirects=2, ssl=True if self._trust is None else self._trust.context()
+            ) as response:
                 if response.status != 200:
                     raise ScrapeError(f"HTTP status {response.status} from {url}", reachable=True)
                 page = await self._body(response)
@@ -136,38 +144,24 @@ class MetricsClient:
         return b"".join(chunks)
 
     def _mapped(self, error: Exception) -> ScrapeError:
+        message, reachable = self._told(error)
+        problem = self._trust.problem if self._trust else ""
+        return ScrapeError(f"{message} ({problem})" if problem else message, reachable=reachable)
+
+    def _told(self, error: Exception) -> tuple[str, bool | None]:
         match error:
             case TimeoutError():
-                return ScrapeError(self._timeout_text, reachable=True)
+                return self._timeout_text, True
             case aiohttp.ClientSSLError():
-                return ScrapeError(f"no TLS connection: {error}", reachable=True)
+                return f"no TLS connection: {error}", True
             case OSError(errno=code) if code in _OUR_LIMITS:
-                return ScrapeError(f"no connection could be opened on our side: {error}", reachable=None)
+                return f"no connection could be opened on our side: {error}", None
             case OSError():
                 reason = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
-                return ScrapeError(f"can't connect: {reason}", reachable=False)
+                return f"can't connect: {reason}", False
             case _:  # it took the connection, and then answered badly or not at all
-                return ScrapeError(f"no page: {error or type(error).__name__}", reachable=True)
+                return f"no page: {error or type(error).__name__}", True
 
 
-def _trust_mounted(context: ssl.SSLContext) -> None:
-    """Trusts what lies in the folders of SSL_CERT_DIR, as Go does; OpenSSL takes files named by hashes only."""
-    for folder in filter(None, os.environ.get("SSL_CERT_DIR", "").split(os.pathsep)):
-        for file in sorted(Path(folder).glob("*")):
-            with contextlib.suppress(OSError):  # such as an ssl.SSLError: it is a key, or a folder
-                context.load_verify_locations(file)
-
-
-def _tls(options: ScrapeOptions) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=options.ca)
-        if options.ca is None and not options.insecure:
-            _trust_mounted(context)
-        if options.certificate is not None:
-            context.load_cert_chain(options.certificate, options.key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"the certificates for scraping over https can't be loaded: {error}") from error
-    if options.insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+def _trust(options: ScrapeOptions, now: Callable[[], float]) -> Trust:
+    return Trust(insecure=options.insecure, ca=options.ca, certificate=options.certificate, key=options.key, now=now)
