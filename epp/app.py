@@ -313,6 +313,7 @@ class App:
     def _cluster_changed(self) -> None:
         if self.cluster is not None:
             self.metrics.families["llm_d_epp_discovery_stale"].value().set(self.cluster.discovery.stale)
+            self.metrics.families["llm_d_epp_discovery_unread"].value().set(self.cluster.discovery.unread)
             self.metrics.families["llm_d_epp_leader"].value().set(self.cluster.leads)
             self.health.changed()
 

@@ -14,7 +14,7 @@ import contextlib
 import random
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from epp.kube.client import LEASES, Api, ApiError, Unreachable
-from epp.kube.watch import Change, Object, Reflector
+from epp.kube.watch import Change, Name, Object, Reflector
 
 ADDRESS = "llm-d.ai/epp-health-address"
 """The Lease's annotation with the `ip:port` of the holder's health port."""
@@ -250,7 +250,7 @@ class Election:
         fields = f"metadata.name={self._name}"
         await Reflector(self._api, LEASES, self._namespace, Lease, self, fields=fields, ends=()).run()
 
-    async def replace(self, items: Any) -> None:
+    async def replace(self, items: Sequence[Lease], unread: Collection[Name]) -> None:
         """The Lease as it was found."""
         for item in items:
             self.change("MODIFIED", item)

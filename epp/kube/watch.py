@@ -9,7 +9,7 @@ more than a few milliseconds of either.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -25,6 +25,7 @@ _MARGIN = 15.0
 _PROVEN = 5.0  # seconds after which a watch that said nothing counts as one that works
 _GONE = 410
 _BUSY = (429, 503)
+_SHOWN = 3  # objects that can't be read, in one message
 
 
 class Meta(msgspec.Struct, rename="camel", frozen=True):
@@ -49,13 +50,15 @@ class Object(msgspec.Struct, rename="camel", frozen=True):
 T = TypeVar("T", bound=Object)
 T_contra = TypeVar("T_contra", bound=Object, contravariant=True)
 Change = Literal["ADDED", "MODIFIED", "DELETED"]
+Name = tuple[str, str]
+"""Namespace, "" for what has none, and name."""
 
 
 class Sink(Protocol[T_contra]):
     """Takes in what a watch says."""
 
-    async def replace(self, items: Sequence[T_contra]) -> None:
-        """There are exactly these objects."""
+    async def replace(self, items: Sequence[T_contra], unread: Collection[Name]) -> None:
+        """There are exactly these objects, and some that can't be read: of those the last word stands."""
 
     def change(self, change: Change, item: T_contra) -> None:
         """One object is new, or has changed, or is gone; told of one that was known already, or wasn't, too."""
@@ -112,6 +115,15 @@ class _Bookmark(msgspec.Struct):
     metadata: ListMeta
 
 
+class _NamedMeta(msgspec.Struct):
+    name: str
+    namespace: str = ""
+
+
+class _Named(msgspec.Struct):
+    metadata: _NamedMeta
+
+
 class _Error(msgspec.Struct):
     code: int = 500
     reason: str = ""
@@ -120,6 +132,7 @@ class _Error(msgspec.Struct):
 
 _EVENT = msgspec.json.Decoder(_Event)
 _BOOKMARK = msgspec.json.Decoder(_Bookmark)
+_NAMED = msgspec.json.Decoder(_Named)
 _ERROR = msgspec.json.Decoder(_Error)
 
 
@@ -127,21 +140,23 @@ class Reflector(Generic[T]):
     """Keeps a sink up to what the API server has of one kind in one namespace.
 
     `synced` is whether a list has been taken in, `version` the resourceVersion up to which all is known. `stale_since`
-    is when the API server's word was last lost, on the clock `now`, or None while it is current.
+    is when the API server's word was last lost, on the clock `now`, or None while it is current. `unread` are the
+    objects that can't be decoded, and why; the sink has them as they were, if it ever had them: what can't be read
+    proves neither that a pod is gone nor that it isn't ready any more.
 
     Args:
         api: the API server.
         resource: the kind.
         namespace: the one that is looked at; "" for all.
         kind: what objects are decoded as, or what decodes them; one that can't be, for which a function raises
-            msgspec.MsgspecError, is told to `on_error` and left out.
+            msgspec.MsgspecError, is told to `on_error` and is in `unread`.
         sink: takes it in.
         labels: a label selector.
         fields: a field selector.
         ends: HTTP statuses that end it; any other is tried again.
         grace: seconds for which those are tried again, too, once it is synced: one refusal proves little.
         on_error: hears of a failure, once until another one comes.
-        on_stale: hears of every change of `stale_since`.
+        on_state: hears of every change of `stale_since` and `unread`.
         pace, now, source: the pauses, their clock, and their chance.
     """
 
@@ -158,7 +173,7 @@ class Reflector(Generic[T]):
         ends: Collection[int] = (404,),
         grace: float = 0.0,
         on_error: Callable[[str], None] = lambda _: None,
-        on_stale: Callable[[], None] = lambda: None,
+        on_state: Callable[[], None] = lambda: None,
         pace: Pace | None = None,
         now: Callable[[], float] = time.monotonic,
         source: random.Random | None = None,
@@ -166,6 +181,7 @@ class Reflector(Generic[T]):
         self.resource = resource
         self.synced = False
         self.stale_since: float | None = None
+        self.unread: Mapping[Name, str] = {}
         self._api = api
         self._path = resource.path(namespace)
         self._decode = msgspec.json.Decoder(kind).decode if isinstance(kind, type) else kind
@@ -174,7 +190,7 @@ class Reflector(Generic[T]):
         self._selectors |= {"fieldSelector": fields} if fields else {}
         self._ends, self._grace = ends, grace
         self._refused_since: float | None = None
-        self._on_error, self._on_stale = on_error, on_stale
+        self._on_error, self._on_state = on_error, on_state
         self._now = now
         self._random = source or random.Random()
         self._backoff = Backoff(pace or Pace(), now, self._random)
@@ -221,12 +237,14 @@ class Reflector(Generic[T]):
 
     async def _list(self) -> None:
         items: list[T] = []
+        unread: dict[Name, str] = {}
         version = ""
         async for page in self._api.pages(self._path, **self._selectors):
             version = page.metadata.resource_version
-            items += [item for item in map(self._decoded, page.items) if item is not None]
+            items += [item for raw in page.items if (item := self._decoded(raw, unread)) is not None]
             await asyncio.sleep(0)
-        await self._sink.replace(items)
+        await self._sink.replace(items, unread)
+        self._set_unread(unread)
         self.synced = True
         self.version = version
         self._current()
@@ -263,22 +281,44 @@ class Reflector(Generic[T]):
                 return
         except msgspec.MsgspecError as error:
             raise Unreachable(f"what answers for the API server sends no event: {error}") from error
-        item = self._decoded(event.object)
-        if item is not None and event.type in ("ADDED", "MODIFIED", "DELETED"):
-            self._sink.change(event.type, item)  # type: ignore[arg-type]  # mypy doesn't narrow by `in`
-            self.version = item.metadata.resource_version
+        if event.type in ("ADDED", "MODIFIED", "DELETED"):
+            self._change(event.type, event.object)  # type: ignore[arg-type]  # mypy doesn't narrow by `in`
 
-    def _decoded(self, item: Any) -> T | None:
+    def _change(self, change: Change, raw: msgspec.Raw) -> None:
+        unread: dict[Name, str] = {}
+        item = self._decoded(raw, unread)
+        if item is None:
+            if change == "DELETED":
+                raise ApiError(_GONE, "", f"{self.resource}: one that can't be read is gone")  # a list says which
+            self._set_unread({**self.unread, **unread})
+            return
+        self._sink.change(change, item)
+        self.version = item.metadata.resource_version
+        if self.unread:
+            known = item.metadata.namespace, item.metadata.name
+            self._set_unread({name: why for name, why in self.unread.items() if name != known})
+
+    def _decoded(self, raw: msgspec.Raw, unread: dict[Name, str]) -> T | None:
         try:
-            return self._decode(item)
+            return self._decode(raw)
         except msgspec.MsgspecError as error:
-            self._tell(f"{self.resource}: an object that can't be read is left out: {error}")
+            unread[_name(raw)] = str(error)
             return None
+
+    def _set_unread(self, unread: Mapping[Name, str]) -> None:
+        new = [f"{'/'.join(filter(None, name))}: {unread[name]}" for name in unread if name not in self.unread]
+        changed, self.unread = unread.keys() != self.unread.keys(), unread
+        if new:
+            more = f", and {len(new) - _SHOWN} more" if len(new) > _SHOWN else ""
+            told = "; ".join(new[:_SHOWN])
+            self._on_error(f"{self.resource} that can't be read, and stay as they were: {told}{more}")
+        if changed:
+            self._on_state()
 
     def _failed(self, message: str) -> None:
         if self.stale_since is None:
             self.stale_since = self._now()
-            self._on_stale()
+            self._on_state()
         self._tell(message)
 
     def _current(self) -> None:
@@ -286,9 +326,18 @@ class Reflector(Generic[T]):
         self._backoff.answered()
         if self.stale_since is not None:
             self.stale_since = None
-            self._on_stale()
+            self._on_state()
 
     def _tell(self, message: str) -> None:
         if message != self._told:
             self._told = message
             self._on_error(message)
+
+
+def _name(raw: msgspec.Raw) -> Name:
+    """Of an object of any shape; empty if it has none."""
+    try:
+        meta = _NAMED.decode(raw).metadata
+    except msgspec.MsgspecError:
+        return "", ""
+    return meta.namespace, meta.name

@@ -154,6 +154,7 @@ SPECS = (
     _epp("regret", "histogram", ("other",), "What the other decision would have won, in shares of its points.", REGRET),
     _epp("decision_log_rows_total", "counter", ("result",), "Rows of the decision log: written, or dropped."),
     _epp("discovery_stale", "gauge", (), "1 while the API server is lost and the endpoints stay as they were."),
+    _epp("discovery_unread", "gauge", (), "Objects of the API server that can't be read, and stay as they were."),
     _epp("leader", "gauge", (), "1 if this replica leads, where there is an election."),
     _epp("endpoint_changes_total", "counter", ("state",), "Endpoints taken out, back in, or seen to restart."),
     _epp("extproc_streams_inflight", "gauge", (), "ext_proc streams in flight."),

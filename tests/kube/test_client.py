@@ -6,7 +6,7 @@ import json
 import random
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from epp.extproc.tls import Pair, self_signed
 from epp.kube.access import Access, FileToken, FixedToken, find
 from epp.kube.client import PODS, POOLS, Api, ApiError, Resource, Unreachable
 from epp.kube.selectors import parse_selector
-from epp.kube.watch import Backoff, Object, Pace, Reflector
+from epp.kube.watch import Backoff, Name, Object, Pace, Reflector
 from tests.e2e.harness import until
 from tests.kube.api import Failure, FakeApi, pod, pool
 
@@ -37,8 +37,8 @@ class Names:
         self.errors: list[str] = []
         self._something = asyncio.Event()
 
-    async def replace(self, items: Sequence[Object]) -> None:
-        self.names = {item.metadata.name for item in items}
+    async def replace(self, items: Sequence[Object], unread: Collection[Name]) -> None:
+        self.names = {item.metadata.name for item in items} | {name for _, name in unread if name in self.names}
         self.lists += 1
         self._something.set()
 
@@ -51,7 +51,7 @@ class Names:
         self.errors.append(message)
         self._something.set()
 
-    def on_stale(self) -> None:
+    def on_state(self) -> None:
         self._something.set()
 
     async def until(self, condition, within: float = 10.0) -> None:
@@ -73,7 +73,7 @@ class Watching:
             Object,
             self.sink,
             on_error=self.sink.on_error,
-            on_stale=self.sink.on_stale,
+            on_state=self.sink.on_state,
             **options,
         )
 
@@ -228,7 +228,34 @@ async def test_an_object_of_another_shape_is_left_out(fake: FakeApi, api: Api) -
     fake.apply(broken, pod("a"))
     async with Watching(api) as watching:
         await watching.until_names("a")
-        assert "can't be read" in watching.sink.errors[0]
+        (told,) = watching.sink.errors
+        assert told.startswith("pods that can't be read, and stay as they were: default/broken: Expected `str`")
+        fake.apply(broken, pod("b"))
+        await watching.until_names("a", "b")
+        assert len(watching.sink.errors) == 1
+        assert list(watching.reflector.unread) == [("default", "broken")]
+
+
+async def test_an_object_that_cant_be_read_any_more_stays_as_it_was(fake: FakeApi, api: Api) -> None:
+    """Whether it is watched or listed; until it can be read again, or is gone."""
+    broken = pod("a")
+    broken["metadata"]["labels"] = {"app": 1}
+    fake.apply(pod("a"), pod("b"))
+    async with Watching(api, pace=Pace(0.001, 0.01)) as watching:
+        await watching.until_names("a", "b")
+        fake.apply(broken)
+        await watching.sink.until(lambda: watching.reflector.unread)
+        fake.expire()
+        await watching.sink.until(lambda: watching.sink.lists == 2)
+        assert watching.sink.names == {"a", "b"}
+        fake.apply(pod("a"))
+        await watching.sink.until(lambda: not watching.reflector.unread)
+        fake.apply(broken)
+        await watching.sink.until(lambda: watching.reflector.unread)
+        fake.remove(broken)
+        await watching.until_names("b")
+        assert watching.reflector.unread == {}
+        assert watching.reflector.stale_since is None
 
 
 async def test_large_lists_and_bursts_let_others_run(fake: FakeApi, api: Api) -> None:

@@ -257,7 +257,7 @@ async def test_an_outage_leaves_the_pool_and_its_scores_as_they_were(fake: FakeA
         await fake.up()
         await following.until(lambda: following.stale == [False, True, False])
         await following.until_members(p2_rank_0="10.0.0.2:8000", p3_rank_0="10.0.0.3:8000")
-        assert following.discovery.shown()["errors"] == {}
+        await following.until(lambda: following.discovery.shown()["errors"] == {})  # of both groups' pools
 
 
 async def test_a_start_without_an_api_server_waits_for_it(fake: FakeApi, api: Api) -> None:
@@ -269,6 +269,31 @@ async def test_a_start_without_an_api_server_waits_for_it(fake: FakeApi, api: Ap
         await fake.up()
         await following.until(lambda: following.pool.synced)
         assert following.members == {"a-rank-0": "10.0.0.1:8000"}
+
+
+async def test_a_pod_that_cant_be_read_keeps_its_endpoint_and_is_told(fake: FakeApi, api: Api) -> None:
+    """Whether it is watched or listed: its health is what its scrapes say."""
+    broken = pod("a", "10.0.0.9", labels=LABELS)
+    broken["status"]["conditions"] = "?"
+    fake.apply(pool("llama", LABELS), pod("a", "10.0.0.1", labels=LABELS))
+    async with Following(api, pace=QUICK) as following:
+        fake.apply(broken, pod("b", "10.0.0.2", labels=LABELS))
+        await following.until(lambda: following.discovery.unread == 1)
+        await following.until_members(a_rank_0="10.0.0.1:8000", b_rank_0="10.0.0.2:8000")
+        assert any("pods that can't be read, and stay as they were: default/a" in each for each in following.errors)
+        fake.remove(pod("b"))
+        fake.expire()
+        await following.until_members(a_rank_0="10.0.0.1:8000")
+        assert "Expected `array`" in following.discovery.shown()["watches"]["pods"]["unread"]["a"]
+        assert (following.discovery.stale, following.pool.synced) == (False, True)
+        fake.apply(pod("a", "10.0.0.9", labels=LABELS))
+        await following.until_members(a_rank_0="10.0.0.9:8000")
+        await following.until(lambda: following.discovery.unread == 0)
+        fake.apply(broken)
+        await following.until(lambda: following.discovery.unread == 1)
+        fake.remove(broken)
+        await following.until_members()
+        await following.until(lambda: following.discovery.unread == 0)
 
 
 async def test_a_ban_on_pods_is_told_and_lifted(fake: FakeApi, api: Api) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -27,7 +27,7 @@ from epp.data.objects import PoolSpec
 from epp.errors import ConfigError
 from epp.kube.client import MODELS, OBJECTIVES, OLD_POOLS, PODS, POOLS, REWRITES, Api, ApiError, Resource
 from epp.kube.selectors import format_selector, parse_selector
-from epp.kube.watch import Change, Object, Pace, Reflector, Sink
+from epp.kube.watch import Change, Name, Object, Pace, Reflector, Sink
 from epp.pool import Pool
 
 _ABSENT = (403, 404)
@@ -79,8 +79,9 @@ class _Collected(Generic[T]):
         self._changed = changed
         self._listed = listed
 
-    async def replace(self, items: Sequence[T]) -> None:
-        self.objects = {item.metadata.name: item for item in items}
+    async def replace(self, items: Sequence[T], unread: Collection[Name]) -> None:
+        kept = {name: each for name, each in self.objects.items() if (each.metadata.namespace, name) in unread}
+        self.objects = kept | {item.metadata.name: item for item in items}
         self._changed()
         self._listed()
 
@@ -104,13 +105,16 @@ class _Candidate:
 class KubernetesDiscovery:
     """Keeps the pool's membership and its objects up to what the API server says.
 
+    `stale` is whether something that counts hasn't been heard of lately, `unread` how many objects can't be decoded.
+
     Args:
         pool: gets the endpoints, and is synced once the InferencePool, its pods and the objects have been heard of.
         api: the API server.
         wanted: which pods.
         on_error: hears of what goes wrong.
         on_pool: hears of the ids of endpoints added and removed.
-        on_state: called whenever the pool is synced, or no longer, and whenever what is known is stale, or no longer.
+        on_state: called whenever the pool is synced, or no longer, and whenever `stale` or `unread`
+            changes.
         patience: seconds that a start waits for the API server before it goes on without.
         look_again: seconds until a kind that isn't there is asked for again; a tenth of it for pools.
         pace, now, source: see `Reflector`.
@@ -132,6 +136,7 @@ class KubernetesDiscovery:
         source: random.Random | None = None,
     ) -> None:
         self.stale = False
+        self.unread = 0
         self._patience, self._look_again = patience, look_again
         self._pool = pool
         self._api = api
@@ -213,7 +218,9 @@ class KubernetesDiscovery:
     def _state(self, reflector: Reflector[Any]) -> dict[str, Any]:
         since = reflector.stale_since
         stale = None if since is None else round(self._now() - since, 3)
-        return {"synced": reflector.synced, "resource_version": reflector.version, "stale_seconds": stale}
+        unread = {name: why for (_, name), why in reflector.unread.items()}
+        state = {"synced": reflector.synced, "resource_version": reflector.version, "stale_seconds": stale}
+        return state | {"unread": unread}
 
     # --- the tasks
 
@@ -304,7 +311,7 @@ class KubernetesDiscovery:
             ends=ends,
             grace=grace,
             on_error=partial(self._failed, name),
-            on_stale=self._review_stale,
+            on_state=self._review_state,
             pace=self._pace,
             now=self._now,
             source=self._random,
@@ -313,7 +320,7 @@ class KubernetesDiscovery:
 
     def _ended(self, resource: Resource) -> None:
         self._reflectors.pop(str(resource), None)
-        self._review_stale()
+        self._review_state()
 
     # --- what they hear
 
@@ -325,7 +332,7 @@ class KubernetesDiscovery:
             self._objects_changed()
         elif all(each.known for each in self._candidates):
             self._use_nothing()
-        self._review_stale()  # as another one may count now
+        self._review_state()  # as another one may count now
 
     def _chosen(self) -> _Candidate | None:
         """The candidate that counts: the first with a pool, once those before it are known not to have one."""
@@ -386,14 +393,15 @@ class KubernetesDiscovery:
             self._synced.set()
             self._on_state()
 
-    def _review_stale(self) -> None:
+    def _review_state(self) -> None:
         for name, each in self._reflectors.items():
             if each.stale_since is None:
                 self._errors.pop(name, None)
         idle = {str(each.resource) for each in self._candidates if each.known and each is not self._chosen()}
+        unread = sum(len(each.unread) for each in self._reflectors.values())
         stale = any(each.stale_since is not None for name, each in self._reflectors.items() if name not in idle)
-        if stale != self.stale:
-            self.stale = stale
+        if (stale, unread) != (self.stale, self.unread):
+            self.stale, self.unread = stale, unread
             self._on_state()
 
     def _failed(self, what: str, message: str) -> None:

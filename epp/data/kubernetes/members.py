@@ -1,11 +1,11 @@
 """The pods that a selector has, as members of the pool. No I/O; a few pods are entered at a time."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from epp.data.kubernetes.pods import Pod, endpoints_of
-from epp.kube.watch import Change
+from epp.kube.watch import Change, Name
 from epp.pool import Endpoint, Pool
 
 SLICE = 16
@@ -58,13 +58,13 @@ class Members:
             self._ports = ports
             self._enter(self._members.values())
 
-    async def replace(self, items: Sequence[Pod]) -> None:
-        """There are exactly these pods."""
+    async def replace(self, items: Sequence[Pod], unread: Collection[Name]) -> None:
+        """There are exactly these pods, and some that can't be read and stay as they were."""
         for start in range(0, len(items), SLICE):
             self._take(items[start : start + SLICE])
             await asyncio.sleep(0)
-        there = {pod.metadata.name for pod in items}
-        self._leave([name for name in self._members if name not in there])
+        there = {(pod.metadata.namespace, pod.metadata.name) for pod in items} | set(unread)
+        self._leave([name for name, each in self._members.items() if (each.pod.metadata.namespace, name) not in there])
         self.listed = True
         self._on_listed()
 

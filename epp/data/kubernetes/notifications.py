@@ -7,13 +7,13 @@ not look at, is asked for again now and then, and what is wrong is told.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from epp.kube.client import Api, ApiError, Resource, Unreachable
-from epp.kube.watch import SLICE, Change, Meta, Object, Pace, Reflector
+from epp.kube.watch import SLICE, Change, Meta, Name, Object, Pace, Reflector
 from epp.sources import Notice, ObjectKind, ObjectReader, ObjectWatch
 
 OnFault = Callable[[ObjectWatch, ObjectReader, str], None]
@@ -154,9 +154,10 @@ class _Told:
         content.setdefault("kind", of.kind)
         return _Whole(msgspec.convert(content.get("metadata"), Meta), content)
 
-    async def replace(self, items: Sequence[_Whole]) -> None:
-        """There are exactly these objects."""
-        found = {_key(item): item for item in items}
+    async def replace(self, items: Sequence[_Whole], unread: Collection[Name]) -> None:
+        """There are exactly these objects, and some that can't be read and stay as they were."""
+        found = {key: old for key, old in self.known.items() if key in unread}
+        found |= {_key(item): item for item in items}
         changes: list[tuple[Notice, _Whole]] = [("deleted", old) for key, old in self.known.items() if key not in found]
         for key, item in found.items():
             old = self.known.get(key)
