@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from epp.settings import Registry
+from epp.__main__ import main
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -35,15 +35,40 @@ def test_a_smoke_run_of_the_decision_log():
     assert all(row["row_bytes"] > 50 for row in printed if row["with"] == "log")
 
 
-def test_a_smoke_run_of_the_plugins():
-    """Every type that is called for requests has its microseconds, at every size."""
+def _benchmark(name):
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_smoke_run_of_the_plugins(capsys):
+    """Every type that is implemented has its microseconds, at every size, or a reason why it hasn't."""
     command = [sys.executable, str(BENCHMARKS / "plugins.py"), "--smoke", "--json"]
     printed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    registry = Registry.installed()
-    kinds = {"filter", "scorer", "picker", "profile handler", "producer", "screener", "admitter", "header reader"}
-    kinds |= {"parser"}
-    assert {name for name in registry.types if kinds & set(registry.find(name).kinds)} <= set(printed)
+    assert main(["plugins", "--json"]) == 0
+    implemented = {each["type"] for each in json.loads(capsys.readouterr().out) if each["status"] == "implemented"}
+    assert implemented - set(printed) == set(_benchmark("plugins").WITHOUT)
     assert all(set(row) == {"10", "100", "1000"} and min(row.values()) > 0 for row in printed.values())
+
+
+def test_a_plugin_that_takes_too_long():
+    """The benchmark says which, and ends with status 1; the figures are printed all the same."""
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "plugins.py"),
+        "--json",
+        "--only",
+        "queue-scorer",
+        "session-id-producer",
+    ]
+    within = subprocess.run([*command, "--limit", "1000000"], check=True, capture_output=True, text=True)
+    assert within.stderr == ""
+    above = subprocess.run([*command, "--limit", "0.001"], check=False, capture_output=True, text=True)
+    assert above.returncode == 1
+    assert json.loads(above.stdout).keys() == {"queue-scorer", "session-id-producer"}
+    assert above.stderr.startswith("above 0.001 us at 100 endpoints: queue-scorer ")
 
 
 def test_a_smoke_run_of_the_replay():
@@ -66,9 +91,7 @@ def test_a_smoke_run_of_the_routing():
 
 def test_the_routing_benchmark_judges_by_pairs():
     """A ratio is over the seeds of both; worse is what is worse beyond chance."""
-    spec = importlib.util.spec_from_file_location("routing", BENCHMARKS / "routing.py")
-    routing = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(routing)
+    routing = _benchmark("routing")
     theirs = [{"ttft_p90_ms": value} for value in (100.0, 200.0, 300.0)]
     alike = [{"ttft_p90_ms": value} for value in (80.0, 230.0, 310.0)]
     slower = [{"ttft_p90_ms": value} for value in (110.0, 221.0, 332.0)]
