@@ -7,6 +7,7 @@ metrics and models; the picker's health, certificate and lease; an Envoy's setti
 import argparse
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,8 +37,13 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     findings = Findings()
     target = asyncio.run(_run(access, findings, options))
-    print(findings.as_json(target) if given.json else findings.as_text())
+    print(findings.as_json(target) if given.json else findings.as_text(_width()))
     return 1 if findings.count("broken") else 0
+
+
+def _width() -> int | None:
+    """Of the terminal; None for a file or a pipe, where a finding stays a line."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 async def _run(access: Access, findings: Findings, options: Options) -> str:

@@ -168,7 +168,7 @@ async def _check_models(cluster: Cluster, find: Findings, target: Target, engine
     served = frozenset().union(*(each.models for each in engines))
     if not served:
         return
-    find.ok("engine.models", str(target), f"serve {', '.join(sorted(served))}")
+    find.ok("engine.models", str(target), f"the model servers have {', '.join(sorted(served))}")
     for resource in REWRITES:
         for rewrite in await cluster.list(resource, target.namespace) or ():
             if at(rewrite, "spec", "poolRef", "name") != target.pool_name:

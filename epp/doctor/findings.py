@@ -1,6 +1,7 @@
 """What a check has found: a sentence, how bad it is, and what to do."""
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ State = Literal["ok", "warning", "broken", "unknown"]
 """unknown: it couldn't be looked at from here."""
 
 _MARKS: dict[State, str] = {"ok": "ok      ", "warning": "warning ", "broken": "BROKEN  ", "unknown": "unknown "}
+_COUNTED: dict[State, str] = {"warning": "warnings"}
 
 _SHOWN = 3
 """Findings of one check that all is well with, which the text shows."""
@@ -65,18 +67,22 @@ class Findings:
         """How many there are of a kind."""
         return sum(1 for each in self._all if each.state == state)
 
-    def as_text(self) -> str:
-        """A line for each, and the remedy below it; of what is well everywhere, a few."""
-        lines = []
+    def as_text(self, width: int | None = None) -> str:
+        """A line for each, and the remedy below it; of what is well everywhere, a few.
+
+        Args:
+            width: of the terminal, in columns, to which lines are wrapped; None to leave them whole.
+        """
+        lines: list[str] = []
         well: Counter[str] = Counter()
         for each in self._all:
             well[each.check] += each.state == "ok"
             if each.state == "ok" and well[each.check] > _SHOWN:
                 continue
-            lines.append(f"{_MARKS[each.state]}{each.check}: {each.subject}: {each.message}")
-            lines += [f"{'':8}-> {each.remedy}"] if each.remedy else []
+            lines += _wrapped(f"{_MARKS[each.state]}{each.check}: {each.subject}: {each.message}", 10, width)
+            lines += _wrapped(f"{'':8}-> {each.remedy}", 11, width) if each.remedy else []
         lines += [f"ok      {check}: and {n - _SHOWN} more" for check, n in well.items() if n > _SHOWN]
-        counts = ", ".join(f"{self.count(state)} {state}" for state in _MARKS)
+        counts = ", ".join(f"{self.count(state)} {_COUNTED.get(state, state)}" for state in _MARKS)
         return "\n".join([*lines, counts])
 
     def as_json(self, target: str) -> str:
@@ -85,3 +91,16 @@ class Findings:
         return json.dumps(
             {"target": target, "counts": counts, "findings": [asdict(each) for each in self._all]}, indent=2
         )
+
+
+def _wrapped(line: str, indent: int, width: int | None) -> list[str]:
+    if width is None:
+        return [line]
+    return textwrap.wrap(
+        line[8:],
+        max(width, 40),
+        initial_indent=line[:8],
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

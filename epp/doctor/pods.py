@@ -165,15 +165,15 @@ def _check_active_ports(find: Findings, subject: str, pod: Pod, ports: Sequence[
     active, (name, text) = active_ports(pod), active_ports_annotation(pod)
     if active is None:
         return
-    shown, pools = f"annotation {name}: {textwrap.shorten(text, 60)!r}", ", ".join(map(str, ports))
+    shown, pools = f"annotation {name} is {textwrap.shorten(text, 60)!r}", ", ".join(map(str, ports))
     if not text.strip():
         remedy = f"right while its engines are down; else list their ports ({pools}), or take the annotation away"
         find.warning("pod.ports", subject, f"its annotation {name} is empty: the pod gets no requests", remedy)
     elif not active & set(ports):
         remedy = f"write those of its ports whose engines run, such as {pools}, or take the annotation away"
-        find.broken("pod.ports", subject, f"its {shown} has none of the pool's ports: it gets no requests", remedy)
+        find.broken("pod.ports", subject, f"its {shown}, none of the pool's ports: it gets no requests", remedy)
     elif others := [part.strip() for part in text.split(",") if port_of(part) not in ports]:
-        message = f"its {shown} has what is no port of the pool: {', '.join(others[:_MOST_OTHERS])}"
+        message = f"its {shown}, of which these are no ports of the pool: {', '.join(others[:_MOST_OTHERS])}"
         find.warning("pod.ports", subject, message, f"that counts for nothing: write ports of the pool only ({pools})")
 
 

@@ -95,9 +95,9 @@ async def resolve(cluster: Cluster, find: Findings, wanted: Wanted) -> Target | 
         await _no_pool(cluster, find, wanted, service)
         return None
     said = _declared(pool)
-    ports = ", ".join(map(str, said.ports))
+    ports = f"port{'s' if len(said.ports) > 1 else ''} {', '.join(map(str, said.ports))}"
     selector = format_selector(said.labels)
-    find.ok("pool.found", name_of(pool), f"{pool['apiVersion']}, pods with {selector or 'no labels'}, ports {ports}")
+    find.ok("pool.found", name_of(pool), f"{pool['apiVersion']}, pods with {selector or 'no labels'}, {ports}")
     picker, port = _picker(pool)
     return Target(wanted.namespace, pool, selector, said.ports, wanted.picker or picker, port, service)
 

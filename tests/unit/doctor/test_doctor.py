@@ -345,7 +345,7 @@ async def test_ports():
     assert [each.state for each in found] == ["broken", "warning"]
     assert (
         found[0].message
-        == "its annotation llm-d.ai/active-ports: '1,2' has none of the pool's ports: it gets no requests"
+        == "its annotation llm-d.ai/active-ports is '1,2', none of the pool's ports: it gets no requests"
     )
     assert f"such as {world.port}, or take" in found[0].remedy
     assert found[1].message == f"declares no container port {world.port}, which the pool names"
@@ -358,9 +358,9 @@ async def test_ports():
         (
             "a,b",
             "broken",
-            "its annotation llm-d.ai/active-ports: 'a,b' has none of the pool's ports: it gets no requests",
+            "its annotation llm-d.ai/active-ports is 'a,b', none of the pool's ports: it gets no requests",
         ),
-        ("{port},8001x, 70000", "warning", "has what is no port of the pool: 8001x, 70000"),
+        ("{port},8001x, 70000", "warning", "of which these are no ports of the pool: 8001x, 70000"),
         ("{port}", "ok", ""),
     ],
 )
@@ -460,7 +460,7 @@ async def test_rewrites_lead_somewhere():
         world.api.apply(rewrite)
         findings = await world.examined()
     assert only(findings, "broken").message == "leads to adaptor, which no engine serves"
-    assert states(findings, "ok")["engine.models"] == "serve adapter, m"
+    assert states(findings, "ok")["engine.models"] == "the model servers have adapter, m"
 
 
 # --- the picker
@@ -677,6 +677,21 @@ def test_what_is_well_everywhere_is_told_shortly():
     assert lines[-2] == "ok      engine.metrics: and 2 more"
 
 
+def test_a_terminal_is_narrow():
+    """Lines are wrapped between words, and what belongs together is set in; an address stays whole."""
+    findings = Findings()
+    findings.broken(
+        "engine.reachable", "Pod llm/llama-1", "nobody listens on " + "a" * 50, "see which port it listens on"
+    )
+    assert findings.as_text(60).splitlines() == [
+        "BROKEN  engine.reachable: Pod llm/llama-1: nobody listens on",
+        "          " + "a" * 50,
+        "        -> see which port it listens on",
+        "0 ok, 0 warnings, 1 broken, 0 unknown",
+    ]
+    assert len(findings.as_text().splitlines()) == 3
+
+
 async def test_command(tmp_path, monkeypatch, capsys):
     """Text or JSON; the status is 1 if something is broken."""
     import asyncio
@@ -691,7 +706,7 @@ async def test_command(tmp_path, monkeypatch, capsys):
         broken = await asyncio.to_thread(main, ["doctor", "--context=fake"])
         shown = capsys.readouterr().out
     assert (well, as_json, broken) == (0, 0, 1)
-    assert text.splitlines()[-1].endswith(" ok, 0 warning, 0 broken, 0 unknown")
+    assert text.splitlines()[-1].endswith(" ok, 0 warnings, 0 broken, 0 unknown")
     assert (data["target"], data["counts"]["broken"]) == (f"InferencePool {NAMESPACE}/llama", 0)
     assert {"check", "state", "subject", "message", "remedy"} == set(data["findings"][0])
     assert "BROKEN  engine.metrics" in shown
