@@ -1,14 +1,17 @@
 """The chart's values: all documented, all checked, refused with a reason where they can't be meant."""
 
 import json
+import shlex
 import subprocess
 
 import pytest
 import yaml
 
+from epp.__main__ import main
+from tests.kube.api import FakeApi
 from tests.manifests.renderings import CHART
 from tests.manifests.schemas import check
-from tests.manifests.tools import lint, template
+from tests.manifests.tools import lint, notes, template
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text("utf-8"))
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
@@ -69,6 +72,42 @@ def test_values_that_cant_be_meant(values, problem):
     with pytest.raises(subprocess.CalledProcessError) as caught:
         template(CHART, "--set", values)
     assert problem in caught.value.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "told", "untold"),
+    [
+        (
+            "default",
+            ["1 x endpoint-picker:", "Nobody may read them", "no registry in its name", "No route leads to the pool"],
+            ["One of them leads", "made by somebody else"],
+        ),
+        (
+            "high-availability",
+            ["One of them leads and is ready"],
+            ["Nobody may read them", "no registry in its name", "No route leads to the pool"],
+        ),
+        ("foreign", ["llm/theirs (inference.networking.k8s.io), made by somebody else"], ["Nobody may", "No route"]),
+        ("standalone", ["http://epp.llm.svc.cluster.local/v1/chat/completions"], ["InferencePool", "No route"]),
+    ],
+)
+def test_notes(file, told, untold):
+    """They say what is still to be done, and no more."""
+    shown = notes(CHART, "--values", str(CHART / "ci" / f"{file}-values.yaml"))
+    assert [text for text in told if text not in shown] == []
+    assert [text for text in untold if text in shown] == []
+
+
+@pytest.mark.parametrize("file", sorted((CHART / "ci").glob("*.yaml")), ids=lambda file: file.name)
+def test_the_doctor_takes_what_the_notes_say(file, tmp_path, monkeypatch, capsys):
+    """As it stands there: it looks for an API server, and finds none."""
+    shown = notes(CHART, "--values", str(file)).replace("\\\n", " ")
+    _, command = shown.split("/app/epp ")
+    nobody = FakeApi()
+    nobody.port = 1
+    monkeypatch.setenv("KUBECONFIG", str(nobody.kubeconfig(tmp_path / "config")))
+    assert main(shlex.split(command)) == 1
+    assert "BROKEN  api:" in capsys.readouterr().out
 
 
 def test_two_releases():

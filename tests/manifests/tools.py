@@ -35,6 +35,12 @@ def template(chart: Path, *arguments: str, name: str = "epp", namespace: str = "
     return _documents(_run("helm", "template", name, str(chart), "--namespace", namespace, *arguments))
 
 
+def notes(chart: Path, *arguments: str) -> str:
+    """What whoever installs the chart as `epp` in `llm` is told; it fails as `template` does."""
+    told = _run("helm", "install", "epp", str(chart), "--namespace", "llm", "--dry-run=client", *arguments)
+    return told.partition("\nNOTES:\n")[2]
+
+
 def lint(chart: Path, *arguments: str) -> str:
     """What `helm lint --strict` says; it fails as `template` does."""
     return _run("helm", "lint", "--strict", str(chart), *arguments)
