@@ -181,6 +181,10 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
 
+    def effective(self) -> Self:
+        """As they count, without what is deprecated, for `epp config show`; they load again and mean the same."""
+        return self
+
 
 def _seconds(value: Any) -> float:
     if not isinstance(value, str):

@@ -318,6 +318,8 @@ class Instances:
         raise ConfigError(f"unknown type{hint or '; `epp plugins` lists all, a file is written ./my_scorer.py'}")
 
     def _warn_of_class(self, found: PluginClass, path: Path) -> None:
+        if not path:  # nobody has asked for it
+            return
         if found.deprecated:
             self._report.warning(path, f'"{found.type}" is deprecated: {found.deprecated}')
         if found.stability != "stable":

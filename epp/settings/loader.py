@@ -18,11 +18,11 @@ from epp.settings.dependencies import resolve_producers
 from epp.settings.document import Document, read
 from epp.settings.instances import Instance, Instances
 from epp.settings.migrations import migrated
-from epp.settings.models import API_VERSION, DEPRECATED_API_VERSION, EndpointPickerConfig
+from epp.settings.models import API_VERSION, DEPRECATED_API_VERSION, EndpointPickerConfig, FlowControl
 from epp.settings.problems import InvalidConfig, Path, Problem, Report, listed, place
 from epp.settings.profiles import resolve_handler, resolve_profiles
 from epp.settings.registry import Registry
-from epp.settings.sections import check_feature_gates, check_flow_control
+from epp.settings.sections import check_feature_gates, check_flow_control, complete_flow_control
 from epp.settings.shadow import resolve_shadow
 
 DEFAULT_PARSERS = ("openai-parser", "anthropic-parser", "vllmhttp-parser", "passthrough-parser")
@@ -42,12 +42,16 @@ class Resolved:
         instances: every plugin, the injected ones too, by name.
         router: what they make together.
         beside: the shadow's plugins, by name.
+        gates: every feature gate with its value.
+        flow_control: the section with its defaults; None where it is neither written nor switched on.
     """
 
     value: Mapping[str, Any]
     instances: dict[str, Instance]
     router: Router
     beside: dict[str, Instance]
+    gates: Mapping[str, bool]
+    flow_control: FlowControl | None
 
 
 def load(text: str, origin: str | FilePath, registry: Registry, context: Callable[[str], Context]) -> Router:
@@ -145,6 +149,7 @@ def _resolve(config: EndpointPickerConfig, instances: Instances, document: Docum
         beside = others.by_name
     referred = [instance for instance in instances.by_name.values() if instance.name in beside]
     _warn_of_unused(instances, {*members, *parsers, *asked_for, *taken, *referred}, report)
+    flow_control = complete_flow_control(config, gates, instances)
     if handler is None or report.errors:
         return None
     router = Router(
@@ -163,7 +168,7 @@ def _resolve(config: EndpointPickerConfig, instances: Instances, document: Docum
         origin=document.origin,
         shadow=shadow,
     )
-    return Resolved(document.value, instances.by_name, router, beside)
+    return Resolved(document.value, instances.by_name, router, beside, gates, flow_control)
 
 
 def _parsers(config: EndpointPickerConfig, instances: Instances, report: Report) -> list[Instance]:

@@ -1,17 +1,29 @@
 """The sections that are read and checked, but have no effect yet: feature gates and flow control."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from epp.settings.instances import Instances
-from epp.settings.models import EndpointPickerConfig, FlowControl, PriorityBand
+from epp.settings.models import EndpointPickerConfig, FlowControl, PluginRef, PriorityBand
 from epp.settings.problems import BROKEN, Path, Report, listed, suggestion
 
 _GATES: Mapping[str, bool] = {"flowControl": False, "haPopulateNonLeaderDatastore": True}
 RETIRED_GATES = frozenset({"dataLayer", "experimentalDatalayer", "prepareDataPlugins"})
 """Gates of llm-d's releases up to v0.8: what they switched on is always on."""
 
+_BAND: Mapping[str, Any] = {
+    "max_bytes": 1_000_000_000,
+    "max_requests": 5000,
+    "fairness_policy_ref": "global-strict-fairness-policy",
+    "ordering_policy_ref": "fcfs-ordering-policy",
+}
+_USAGE_LIMIT, _DETECTOR = "static-usage-limit-policy", "utilization-detector"
+"""llm-d's defaults."""
+
 _TRUE, _FALSE = {"1", "t", "true"}, {"0", "f", "false"}
 _NO_EFFECT = "is accepted, has no effect yet"
+
+Band = TypeVar("Band", bound=PriorityBand)
 
 Reference = tuple[Path, str, str]
 """Where a reference stands, the name, and the kind of plugin that it must name."""
@@ -38,11 +50,6 @@ def check_feature_gates(config: EndpointPickerConfig, report: Report) -> dict[st
     return gates
 
 
-def gate_name(entry: str) -> str:
-    """The gate of an entry such as `flowControl=true`."""
-    return entry.partition("=")[0].strip()
-
-
 def check_flow_control(
     config: EndpointPickerConfig, gates: Mapping[str, bool], instances: Instances, report: Report
 ) -> None:
@@ -57,6 +64,43 @@ def check_flow_control(
     if config.saturation_detector is not None:
         path = ("saturationDetector", "pluginRef")
         check([(path, config.saturation_detector.plugin_ref, "saturation detector")], instances, report)
+
+
+def complete_flow_control(
+    config: EndpointPickerConfig, gates: Mapping[str, bool], instances: Instances
+) -> FlowControl | None:
+    """The section with llm-d's defaults, None where it is neither written nor switched on.
+
+    The policies and the detector that it comes to refer to are added, where it is switched on.
+    """
+    written, old = config.flow_control, config.saturation_detector
+    if written is None and old is None and not gates["flowControl"]:
+        return None
+    section = written or FlowControl()
+    detector = section.saturation_detector or old or PluginRef.model_validate({"pluginRef": _DETECTOR})
+    found = section.model_copy(
+        update={
+            "no_endpoint_request_ttl": _first(section.no_endpoint_request_ttl, section.default_request_ttl),
+            "priority_bands": tuple(_completed(band) for band in section.priority_bands),
+            "default_priority_band": (common := _completed(section.default_priority_band or PriorityBand())),
+            "default_negative_priority_band": _completed(section.default_negative_priority_band or common),
+            "usage_limit_policy_plugin_ref": section.usage_limit_policy_plugin_ref or _USAGE_LIMIT,
+            "saturation_detector": detector,
+        }
+    )
+    for _, name, _ in _flow_references(found) if gates["flowControl"] else ():
+        if instances.known(name):
+            instances.inject(name, ())
+    return found
+
+
+def _first(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
+
+
+def _completed(band: Band) -> Band:
+    """The band with its defaults in place of what is 0 or left out."""
+    return band.model_copy(update={name: value for name, value in _BAND.items() if not getattr(band, name)})
 
 
 def _check_priorities(section: FlowControl, report: Report) -> None:

@@ -4,27 +4,22 @@ from typing import Any
 
 import yaml
 
-from epp.plugin import Profile
+from epp.plugin import Parameters, Profile
 from epp.settings.instances import Instance
 from epp.settings.loader import Resolved
 from epp.settings.models import API_VERSION, KIND, DataLayer
-from epp.settings.sections import RETIRED_GATES, gate_name
 from epp.settings.shadow import LABEL
 
 
 def effective(resolved: Resolved) -> dict[str, Any]:
     """As mappings and lists, under the canonical keys and names."""
-    written = resolved.value
-    flow = dict(written.get("flowControl", {}))
-    if "saturationDetector" in written:
-        flow.setdefault("saturationDetector", written["saturationDetector"])
     sections = {
-        "featureGates": [gate for gate in written.get("featureGates", ()) if gate_name(gate) not in RETIRED_GATES],
+        "featureGates": [name if on else f"{name}=false" for name, on in resolved.gates.items()],
         "plugins": [_plugin(instance) for instance in resolved.instances.values()],
         "schedulingProfiles": [_profile(profile) for profile in resolved.router.profiles.values()],
         "requestHandler": {"parsers": [{"pluginRef": parser.name} for parser in resolved.router.parsers]},
         "dataLayer": _data_layer(resolved),
-        "flowControl": flow,
+        "flowControl": _flow_control(resolved),
         "shadow": _shadow(resolved),
     }
     return {"apiVersion": API_VERSION, "kind": KIND, **{key: value for key, value in sections.items() if value}}
@@ -44,6 +39,12 @@ def _data_layer(resolved: Resolved) -> dict[str, Any]:
     return {**shown, "sources": sources}
 
 
+def _flow_control(resolved: Resolved) -> dict[str, Any]:
+    """As it counts, where it is switched on or written; or else what is written beside it."""
+    section = resolved.flow_control
+    return section.model_dump(mode="json", by_alias=True, exclude_none=True) if section is not None else {}
+
+
 def _shadow(resolved: Resolved) -> dict[str, Any]:
     router = resolved.router.shadow
     if router is None:
@@ -55,9 +56,10 @@ def _shadow(resolved: Resolved) -> dict[str, Any]:
 def _plugin(instance: Instance) -> dict[str, Any]:
     parameters = instance.raw
     if instance.parameters is not None:
-        fields, given = type(instance.parameters).model_fields, instance.parameters.model_fields_set
+        found = instance.parameters.effective() if isinstance(instance.parameters, Parameters) else instance.parameters
+        fields, given = type(found).model_fields, found.model_fields_set
         old = {name for name, info in fields.items() if info.deprecated and name not in given}
-        parameters = instance.parameters.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=old)
+        parameters = found.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=old)
     shown: dict[str, Any] = {"name": instance.name, "type": instance.type}
     return {**shown, "parameters": parameters} if parameters else shown
 

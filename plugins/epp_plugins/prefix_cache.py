@@ -52,13 +52,15 @@ Parameters
 
     of precise-prefix-cache-producer; all but the block size are accepted without an effect yet:
 
-    - `tokenProcessorConfig`: `blockSizeTokens` (16), or `blockSize` (deprecated); `hashSeed` (""), `hashAlgorithm`
-      (cbor-fnv), or xxh64.
-    - `indexerConfig`: `kvBlockIndexConfig` with `inMemoryConfig` (`size`, `podCacheSize`), `costAwareMemoryConfig`
-      (`size`) or `redisConfig` (`address`), `enableMetrics`, `metricsLoggingInterval`; `kvCacheBackendConfigs`, of each
-      `name` and `weight`.
-    - `kvEventsConfig`: `zmqEndpoint`, `topicFilter`, `concurrency`, `engineType`, `discoverPods`,
-      `podDiscoveryConfig` (`podLabelSelector`, `podNamespace`, `socketPort`, `replaySocketPort`).
+    - `tokenProcessorConfig`: `blockSizeTokens` (16); `blockSize`, deprecated, for it if that is 16; `hashSeed` (""),
+      `hashAlgorithm` (cbor-fnv), or xxh64.
+    - `indexerConfig`: `kvBlockIndexConfig` with `costAwareMemoryConfig` (`size` 2GiB), `redisConfig` (`address`
+      redis://127.0.0.1:6379) or `inMemoryConfig` (`size` 1e8, `podCacheSize` 10), which is there without the others,
+      `enableMetrics` (false), `metricsLoggingInterval`; `kvCacheBackendConfigs` (gpu with 1, cpu with 0.8), of each
+      `name` and `weight` (1).
+    - `kvEventsConfig`: `zmqEndpoint` (""), `topicFilter` (kv@), `concurrency` (4), `engineType` (vllm), or sglang,
+      `discoverPods` (true), `podDiscoveryConfig` (`podLabelSelector` llm-d.ai/inference-serving=true, `podNamespace`
+      "", `socketPort` 5557, `replaySocketPort` 0).
     - `speculativeIndexing` (false), `speculativeTTL` (2s).
 
     of prefix-cache-scorer and multicluster-prefix-cache-scorer:
@@ -98,7 +100,7 @@ Where it departs from llm-d, and why
 """
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -153,6 +155,14 @@ class ProducerParameters(epp.plugin.Parameters):
         if self.max_prefix_tokens_to_match:
             return self.max_prefix_tokens_to_match // self.block_tokens
         return dict(self)["max_prefix_blocks_to_match"] or None
+
+    def effective(self) -> Self:
+        """With the length of a block, and the limit in tokens where there is one."""
+        limit = (self.most_blocks or 0) * self.block_tokens if not self.max_prefix_tokens_to_match else None
+        new = {"block_size_tokens": self.block_tokens} | ({"max_prefix_tokens_to_match": limit} if limit else {})
+        old = {"block_size"} | ({"max_prefix_blocks_to_match"} if limit != 0 else set())
+        kept = self.model_dump(by_alias=False, exclude=old, exclude_unset=True)
+        return self.model_validate(kept | new)
 
 
 def _empty(memory_bytes: int, context: Context) -> tuple[Hasher, PrefixIndex]:
@@ -241,6 +251,12 @@ class TokenProcessor(epp.plugin.Parameters):
     hash_seed: str = ""
     hash_algorithm: Literal["cbor-fnv", "xxh64"] = "cbor-fnv"
 
+    @property
+    def block_tokens(self) -> int:
+        """The length of a block, in tokens: the old spelling counts where the new one says nothing else."""
+        old = dict(self)["block_size"]
+        return int(old if old and self.block_size_tokens == DEFAULT_BLOCK else self.block_size_tokens)
+
 
 class InMemory(epp.plugin.Parameters):
     """`inMemoryConfig`."""
@@ -270,6 +286,14 @@ class BlockIndex(epp.plugin.Parameters):
     enable_metrics: bool = False
     metrics_logging_interval: int | None = None
 
+    def effective(self) -> Self:
+        """With the one index that counts, of several the first of these."""
+        if self.cost_aware_memory_config is not None:
+            return self.model_copy(update={"redis_config": None, "in_memory_config": None})
+        if self.redis_config is not None:
+            return self.model_copy(update={"in_memory_config": None})
+        return self.model_copy(update={"in_memory_config": self.in_memory_config or InMemory()})
+
 
 class Tier(epp.plugin.Parameters):
     """One entry of `kvCacheBackendConfigs`."""
@@ -282,7 +306,7 @@ class Indexer(epp.plugin.Parameters):
     """`indexerConfig`."""
 
     kv_block_index_config: BlockIndex = BlockIndex()
-    kv_cache_backend_configs: tuple[Tier, ...] = ()
+    kv_cache_backend_configs: tuple[Tier, ...] = (Tier(name="gpu"), Tier(name="cpu", weight=0.8))
 
 
 class PodDiscovery(epp.plugin.Parameters):
@@ -317,8 +341,17 @@ class PreciseParameters(epp.plugin.Parameters):
     @property
     def block_tokens(self) -> int:
         """The length of a block, in tokens."""
-        said = dict(self.token_processor_config)
-        return int(said["block_size"] or said["block_size_tokens"])
+        return self.token_processor_config.block_tokens
+
+    def effective(self) -> Self:
+        """With the length of a block, and the one index that counts."""
+        tokens = {"block_size_tokens": self.block_tokens, "block_size": None}
+        index = self.indexer_config.kv_block_index_config.effective()
+        new = {
+            "token_processor_config": self.token_processor_config.model_copy(update=tokens),
+            "indexer_config": self.indexer_config.model_copy(update={"kv_block_index_config": index}),
+        }
+        return self.model_copy(update=new)
 
 
 class PrecisePrefixCacheProducer(ApproxPrefixCacheProducer):

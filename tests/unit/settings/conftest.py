@@ -6,7 +6,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from epp_plugins.detectors import ConcurrencyDetector, UtilizationDetector
-from epp_plugins.flow_control import EdfOrderingPolicy, ProgramAwareFairness, StaticUsageLimitPolicy
+from epp_plugins.flow_control import (
+    EdfOrderingPolicy,
+    FcfsOrderingPolicy,
+    GlobalStrictFairnessPolicy,
+    ProgramAwareFairness,
+    StaticUsageLimitPolicy,
+)
 from epp_plugins.models_source import ModelsDataExtractor, ModelsDataSource
 from epp_plugins.multicluster import MulticlusterFileDiscovery
 from epp_plugins.notification import K8sNotificationSource
@@ -147,6 +153,8 @@ TYPES: dict[str, type] = {
     "concurrency-detector": ConcurrencyDetector,
     "program-aware-fairness": ProgramAwareFairness,
     "edf-ordering-policy": EdfOrderingPolicy,
+    "fcfs-ordering-policy": FcfsOrderingPolicy,
+    "global-strict-fairness-policy": GlobalStrictFairnessPolicy,
     "static-usage-limit-policy": StaticUsageLimitPolicy,
     "models-data-source": ModelsDataSource,
     "models-data-extractor": ModelsDataExtractor,
