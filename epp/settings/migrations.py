@@ -1,7 +1,8 @@
 """Entries of `plugins` from before a release moved something, as they are written now; one warning for each key.
 
 Up to v0.8 `prefix-cache-scorer` kept the prefix index itself: its parameters about blocks and capacity belong to the
-producer that it reads from. `precise-prefix-cache-scorer` brought a producer of its own.
+producer that it reads from. `precise-prefix-cache-scorer` brought a producer of its own. What reads of the prefix cache
+named such a scorer (`prefixPluginName`), and names its producer now.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ _MOVED = (
     "maxPrefixBlocksToMatch",
     "maxPrefixTokensToMatch",
 )
+_SCORERS_NAME = ("prefixPluginName", "prefixPluginType")
+_READERS = frozenset({"no-hit-lru-scorer", "pd-profile-handler"})
 _CHARACTERS_PER_TOKEN = 4
 _SMALLEST_BLOCK = 64
 
@@ -36,8 +39,10 @@ _SMALLEST_BLOCK = 64
 def migrated(specs: Sequence[PluginSpec], report: Report, at: Path = ()) -> list[Entry]:
     """The entries with their places, below `at`; what is added has the place of the entry that asks for it."""
     entries: list[Entry] = [(spec, (*at, "plugins", index)) for index, spec in enumerate(specs)]
+    before = {spec.name or spec.type: spec.type for spec, _ in entries}
     entries = _without_precise_scorers(entries, report)
-    return _with_moved_parameters(entries, report)
+    entries = _with_moved_parameters(entries, report)
+    return [(_with_producer(spec, path, entries, before, report), path) for spec, path in entries]
 
 
 def _without_precise_scorers(entries: Sequence[Entry], report: Report) -> list[Entry]:
@@ -88,12 +93,39 @@ def _with_moved_parameters(entries: Sequence[Entry], report: Report) -> list[Ent
     return found
 
 
+def _with_producer(
+    spec: PluginSpec, path: Path, entries: Sequence[Entry], before: Mapping[str, str], report: Report
+) -> PluginSpec:
+    """A reader that names the scorer whose prefixes it goes by, with the producer that the scorer reads from."""
+    old = {key: spec.parameters[key] for key in _SCORERS_NAME if key in spec.parameters}
+    if spec.type not in _READERS or not old:
+        return spec
+    scorer = next((name for name in old.values() if isinstance(name, str) and name), "")
+    producer = _producer_of(scorer, entries, before)
+    meant = f'write {_REFERENCE}, "{producer}"' if producer else "leave it out, it names no plugin"
+    for key in old:
+        report.warning((*path, "parameters", key), f"is deprecated: {meant}")
+    kept = {key: value for key, value in spec.parameters.items() if key not in old}
+    return _changed(spec, parameters=({_REFERENCE: producer} if producer else {}) | kept)
+
+
+def _producer_of(scorer: str, entries: Sequence[Entry], before: Mapping[str, str]) -> str | None:
+    """The producer that the scorer of that name, or of that type, reads from; None for one that isn't there."""
+    for spec, _ in entries:
+        if (spec.name or spec.type) == scorer or before.get(spec.name or spec.type) == scorer:
+            of_scorer = spec.parameters.get(_REFERENCE) or APPROX_PREFIX_PRODUCER
+            return str(of_scorer) if spec.type == SCORER else spec.name or spec.type
+    return {SCORER: APPROX_PREFIX_PRODUCER}.get(scorer)
+
+
 def _give(parameters: Mapping[str, Any], name: str, path: Path, entries: list[Entry]) -> None:
     """Gives them to the producer of that name; what stands there already counts."""
     for index, (spec, at) in enumerate(entries):
         if (spec.name or spec.type) == name:
             if spec.type == APPROX_PREFIX_PRODUCER:
-                entries[index] = (_changed(spec, parameters={**parameters, **spec.parameters}), at)
+                own = {"blockSizeTokens"} if "blockSize" in spec.parameters else set()  # its own old spelling of it
+                given = {key: value for key, value in parameters.items() if key not in own}
+                entries[index] = (_changed(spec, parameters={**given, **spec.parameters}), at)
             return
     entries.append((PluginSpec(type=APPROX_PREFIX_PRODUCER, name=name, parameters=dict(parameters)), path))
 

@@ -19,7 +19,7 @@ Parameters
     - `lruSize` (1024): the endpoints whose last use is remembered; beyond, the one used longest ago counts as never
       used. 0 or less means the default.
     - `prefixMatchInfoProducerName` (approx-prefix-cache-producer): whose figures to use.
-    - `prefixPluginType`, `prefixPluginName`: deprecated and ignored.
+    - `prefixPluginName`, `prefixPluginType`: deprecated; a scorer of prefixes, whose producer counts.
 
 Example:
     plugins:
@@ -44,7 +44,6 @@ Where it departs from llm-d, and why
 """
 
 from collections import OrderedDict
-from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -53,7 +52,7 @@ import epp.plugin
 from epp.plugin import APPROX_PREFIX_PRODUCER, Candidates, Context, Decision, Floats, Pool, Request, matched_tokens
 
 _DEFAULT = 1024
-_IGNORED = "it is ignored, leave it out"
+_NOW = 'write "prefixMatchInfoProducerName"'
 
 
 class _Uses:
@@ -102,8 +101,8 @@ class NoHitLruScorer:
 
         lru_size: int = _DEFAULT
         prefix_match_info_producer_name: str | None = None
-        prefix_plugin_type: Any = Field(default=None, deprecated=_IGNORED)
-        prefix_plugin_name: Any = Field(default=None, deprecated=_IGNORED)
+        prefix_plugin_type: str | None = Field(default=None, deprecated=_NOW)
+        prefix_plugin_name: str | None = Field(default=None, deprecated=_NOW)
 
     def __init__(self, parameters: Parameters, context: Context) -> None:
         size = parameters.lru_size if parameters.lru_size > 0 else _DEFAULT

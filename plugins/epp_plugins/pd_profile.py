@@ -26,7 +26,8 @@ Parameters
     - `primaryPort` (0): a sidecar's port; 0 for none.
     - `prefixMatchInfoProducerName` (approx-prefix-cache-producer): see above.
     - `threshold` (0): deprecated; in characters, 4 to a token.
-    - `hashBlockSize`, `prefixPluginType`, `prefixPluginName`: deprecated, without an effect.
+    - `prefixPluginName`, `prefixPluginType`: deprecated; a scorer of prefixes, whose producer counts.
+    - `hashBlockSize`: deprecated, without an effect.
 
 Example:
     plugins:

@@ -64,6 +64,55 @@ plugins:
     assert [p.name for p in loaded.router.producers] == ["mine"]
 
 
+def test_a_producer_with_the_old_spelling():
+    """Its own block counts, however it is written."""
+    loaded = load("""
+plugins:
+- {type: prefix-cache-scorer, parameters: {blockSizeTokens: 128}}
+- {type: approx-prefix-cache-producer, parameters: {blockSize: 256}}
+""")
+    assert parameters(loaded, APPROX) == {"blockSize": 256}
+    assert loaded.instances[APPROX].parameters.block_tokens == 256
+
+
+@pytest.mark.parametrize("reader", ["no-hit-lru-scorer", "pd-profile-handler"])
+@pytest.mark.parametrize(
+    ("old", "others", "producer"),
+    [
+        ({"prefixPluginName": "mine"}, "{type: prefix-cache-scorer, name: mine}", APPROX),
+        (
+            {"prefixPluginName": "mine"},
+            "{type: prefix-cache-scorer, name: mine, parameters: {prefixMatchInfoProducerName: p}}, {type: %s, name: p}"
+            % APPROX,
+            "p",
+        ),
+        (
+            {"prefixPluginType": "precise-prefix-cache-scorer", "prefixPluginName": "exact"},
+            "{type: precise-prefix-cache-scorer, name: exact}",
+            PRECISE,
+        ),
+        (
+            {"prefixPluginType": "precise-prefix-cache-scorer"},
+            "{type: precise-prefix-cache-scorer, name: exact}",
+            PRECISE,
+        ),
+        ({"prefixPluginName": "p"}, "{type: approx-prefix-cache-producer, name: p}", "p"),
+        ({"prefixPluginName": "prefix-cache-scorer"}, "{type: queue-scorer}", APPROX),
+        ({"prefixPluginName": "nobody"}, "{type: queue-scorer}", None),
+    ],
+    ids=["scorer", "its producer", "precise", "precise by type", "producer", "type", "nobody"],
+)
+def test_a_reader_that_names_the_scorer(reader, old, others, producer):
+    """What reads of the prefix cache reads from the producer of the scorer that it names; each key has one warning."""
+    profiles = "schedulingProfiles: [{name: decode, plugins: [{pluginRef: queue}]}]"
+    entries = f"{{type: {reader}, parameters: {json.dumps(old)}}}, {others}, {{type: queue-scorer, name: queue}}"
+    loaded = load(f"plugins: [{entries}]\n{profiles}")
+    assert parameters(loaded, reader).get("prefixMatchInfoProducerName") == producer
+    meant = f'write prefixMatchInfoProducerName, "{producer}"' if producer else "leave it out, it names no plugin"
+    about = [warning for warning in loaded.router.warnings if "prefixPlugin" in warning]
+    assert about == [f"plugins[0].parameters.{key}: is deprecated: {meant}" for key in sorted(old)]
+
+
 def test_another_kind_of_producer():
     """A precise producer has no use for them."""
     loaded = load(f"""

@@ -111,8 +111,10 @@ def test_effective(registry):
     [
         ("", {}),
         (
-            "flowControl: {defaultRequestTTL: 5s, defaultPriorityBand: {maxRequests: 7}, "
-            "priorityBands: [{priority: 3}]}",
+            (
+                "flowControl: {defaultRequestTTL: 5s, defaultPriorityBand: {maxRequests: 7}, "
+                "priorityBands: [{priority: 3}]}"
+            ),
             {
                 "noEndpointRequestTTL": "5s",
                 "priorityBands": [BAND | {"priority": 3}],
@@ -121,8 +123,10 @@ def test_effective(registry):
             },
         ),
         (
-            "flowControl: {noEndpointRequestTTL: 0s, "
-            "defaultNegativePriorityBand: {orderingPolicyRef: edf-ordering-policy}}",
+            (
+                "flowControl: {noEndpointRequestTTL: 0s, "
+                "defaultNegativePriorityBand: {orderingPolicyRef: edf-ordering-policy}}"
+            ),
             {
                 "noEndpointRequestTTL": "0s",
                 "defaultPriorityBand": BAND,
