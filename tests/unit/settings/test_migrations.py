@@ -75,6 +75,9 @@ plugins:
     assert loaded.instances[APPROX].parameters.block_tokens == 256
 
 
+P = "{type: approx-prefix-cache-producer, name: p}"
+
+
 @pytest.mark.parametrize("reader", ["no-hit-lru-scorer", "pd-profile-handler"])
 @pytest.mark.parametrize(
     ("old", "others", "producer"),
@@ -82,8 +85,7 @@ plugins:
         ({"prefixPluginName": "mine"}, "{type: prefix-cache-scorer, name: mine}", APPROX),
         (
             {"prefixPluginName": "mine"},
-            "{type: prefix-cache-scorer, name: mine, parameters: {prefixMatchInfoProducerName: p}}, {type: %s, name: p}"
-            % APPROX,
+            f"{{type: prefix-cache-scorer, name: mine, parameters: {{prefixMatchInfoProducerName: p}}}}, {P}",
             "p",
         ),
         (
