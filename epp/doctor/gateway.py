@@ -51,7 +51,7 @@ def _backends(route: Object, name: str) -> Iterator[Mapping[str, Any]]:
 def _check_route(find: Findings, target: Target, route: Object) -> None:
     for backend in _backends(route, target.pool_name):
         if backend.get("group") != target.pool_group:
-            message = f"its backendRef has the group {backend.get('group')!r}, the pool is of {target.pool_group}"
+            message = f"its backendRef has the group {backend.get('group') or ''!r}, the pool is of {target.pool_group}"
             remedy = f"set the backendRef's group to {target.pool_group} (epp migrate does that)"
             find.broken("route.group", name_of(route), message, remedy)
     parents = at(route, "status", "parents") or []
@@ -75,7 +75,7 @@ def _check_accepted(find: Findings, target: Target, pool: Object, *, routed: boo
 
 def _check_parent(find: Findings, what: str, subject: str, parent: Mapping[str, Any], each: Object) -> None:
     found = conditions(parent.get("conditions"))
-    gateway = at(parent, "parentRef", "name")
+    gateway = at(parent, "parentRef", "name") or "without a name"
     bad = [
         found[kind] for kind in ("Accepted", "ResolvedRefs") if kind in found and found[kind].get("status") != "True"
     ]
@@ -88,6 +88,9 @@ def _check_parent(find: Findings, what: str, subject: str, parent: Mapping[str, 
     if old and not bad:
         remedy = "wait a moment; if it stays, the gateway's controller is stuck"
         find.warning(f"{what}.accepted", subject, f"Gateway {gateway} has not seen its last change yet", remedy)
+    elif "Accepted" not in found:
+        remedy = "wait a moment; if it stays so, see the gateway's controller, and whether it knows InferencePools"
+        find.warning(f"{what}.accepted", subject, f"Gateway {gateway} hasn't said whether it accepts it", remedy)
     elif not bad:
         find.ok(f"{what}.accepted", subject, f"accepted by Gateway {gateway}")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from epp.doctor.cluster import EVENTS, POD_METRICS, Cluster, Object, at, name_of
+from epp.doctor.cluster import EVENTS, POD_METRICS, Cluster, Object, at, name_of, why
 from epp.doctor.findings import Findings
 from epp.doctor.picker import Picker
 from epp.doctor.target import Target
@@ -32,14 +32,14 @@ async def check(
 
 async def _check_events(cluster: Cluster, find: Findings, target: Target, names: set[str]) -> None:
     events = await cluster.list(EVENTS, target.namespace, fieldSelector="type=Warning")
-    counts: Counter[tuple[str, str, str]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     for event in events or ():
         about = at(event, "involvedObject", "name")
         if about in names and event.get("type") == "Warning":
-            key = (f"{at(event, 'involvedObject', 'kind')} {target.namespace}/{about}", str(event.get("reason")))
-            counts[*key, str(event.get("message"))] += int(event.get("count") or 1)
-    for (subject, reason, message), count in counts.most_common(_MOST):
-        find.warning("events", subject, f"{reason} ({count} times): {message}", "see kubectl describe")
+            key = (f"{at(event, 'involvedObject', 'kind')} {target.namespace}/{about}", why(event))
+            counts[key] += int(event.get("count") or at(event, "series", "count") or 1)
+    for (subject, told), count in counts.most_common(_MOST):
+        find.warning("events", subject, f"{told} ({count} times)" if count > 1 else told, "see kubectl describe")
     if events is not None and not counts:
         find.ok("events", str(target), "no warnings among the events")
 

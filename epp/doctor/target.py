@@ -94,7 +94,12 @@ async def resolve(cluster: Cluster, find: Findings, wanted: Wanted) -> Target | 
     if pool is None:
         await _no_pool(cluster, find, wanted, service)
         return None
-    said = _declared(pool)
+    try:
+        said = _declared(pool)
+    except msgspec.ValidationError as error:
+        remedy = "see that the CustomResourceDefinition is the published one; it would have refused this"
+        find.broken("pool.found", name_of(pool), f"can't be read: {error}", remedy)
+        return None
     ports = f"port{'s' if len(said.ports) > 1 else ''} {', '.join(map(str, said.ports))}"
     selector = format_selector(said.labels)
     find.ok("pool.found", name_of(pool), f"{pool['apiVersion']}, pods with {selector or 'no labels'}, {ports}")

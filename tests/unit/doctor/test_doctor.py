@@ -191,6 +191,23 @@ async def test_an_old_generation():
     assert states(findings, "warning") == {"pool.accepted": "Gateway gateway has not seen its last change yet"}
 
 
+async def test_a_gateway_that_says_nothing():
+    """It is named in the status, and has no word on it yet."""
+    async with running() as world:
+        world.change("InferencePool", "llama", lambda e: e["status"]["parents"][0].update(conditions=[]))
+        findings = await world.examined()
+    assert states(findings, "warning") == {"pool.accepted": "Gateway gateway hasn't said whether it accepts it"}
+    assert "pool.accepted" not in states(findings, "ok")
+
+
+async def test_a_pool_of_another_shape():
+    """As of a definition that somebody has loosened."""
+    async with running() as world:
+        world.change("InferencePool", "llama", lambda e: e["spec"].update(targetPorts=[{}]))
+        findings = await world.examined()
+    assert only(findings, "broken").message.startswith("can't be read: Object missing required field `number`")
+
+
 async def test_the_pools_service():
     """It isn't there; or it lacks the port."""
     async with running() as world:
@@ -584,7 +601,7 @@ async def test_history():
         world.api.logs["epp-0"] += 'not json\n{"level": "error", "msg": "no pool"}\n'
         findings = await world.examined()
     assert states(findings, "warning") == {
-        "events": "Unhealthy (7 times): Readiness probe failed",
+        "events": "Unhealthy: Readiness probe failed (7 times)",
         "picker.log": "1 errors among its last 200 lines, the last: no pool",
         "pod.memory": "container main uses 95Mi of 100Mi",
     }
