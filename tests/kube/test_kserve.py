@@ -57,6 +57,7 @@ class Preset:
         tls: whether the engines serve https, and the certificate is the mounted one.
         probe: the health service that the preset's probes ask for.
         pools: the versions of the InferencePool that it writes.
+        elects: whether there are several replicas, of which one leads.
     """
 
     arguments: Sequence[str]
@@ -64,6 +65,7 @@ class Preset:
     tls: bool = False
     probe: str = "readiness"
     pools: str = "both"
+    elects: bool = False
 
 
 EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
@@ -79,6 +81,9 @@ PRESETS = {
     "router 0.10": Preset((*PLAIN, *EMPTY, "--tracing=true"), "kserve-default"),
     "router 0.10, TLS": Preset(
         (*PLAIN, *(each for each in TLS if "metrics" not in each)), "kserve-metrics-source", tls=True
+    ),
+    "router 0.10, two replicas, a precise prefix": Preset(
+        (*PLAIN, *EMPTY, "--ha-enable-leader-election"), "precise", elects=True
     ),
     "router 0.10, the old pool named, everything twice": Preset(
         (*PLAIN, *EMPTY, *PLAIN, "-v=4", "--pool-group", "inference.networking.x-k8s.io"), "kserve-pd", pools="both"
@@ -178,6 +183,8 @@ async def check(folder: Path, preset: Preset) -> None:
             return status == 200 and f'llm_d_epp_ready_endpoints{{name="{POOL}"}} 1.0' in page
 
         await until(scraped, "the engine is scraped")
+        leases = [(each["metadata"]["namespace"], each["metadata"]["name"]) for each in service.fake.objects("Lease")]
+        assert leases == ([(NAMESPACE, f"epp-{NAMESPACE}-{POOL}.llm-d.ai")] if preset.elects else [])
 
 
 async def test_every_preset(tmp_path_factory: pytest.TempPathFactory) -> None:
