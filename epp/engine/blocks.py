@@ -51,7 +51,7 @@ class BlockPool:
     State: ``_references`` (users a block), ``_hashes`` (content a block, once computed), ``_cached`` (content to a
     block that has it), ``_twins`` (further blocks with the same content), ``_events``; and the blocks without a user,
     in the order in which they are taken: ``_empty`` (without content, from its end), those from ``_fresh`` on (never
-    used), ``_idle`` (with content, next victim first).
+    used), ``_idle`` (those with content, and it; next victim first).
     """
 
     def __init__(self, size: int, *, record: bool = False) -> None:
@@ -64,7 +64,7 @@ class BlockPool:
         self._twins: dict[int, list[int]] = {}
         self._empty: list[int] = []
         self._fresh = 0
-        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._idle: OrderedDict[int, int] = OrderedDict()
         self._events: list[KvEvent] = []
 
     def __repr__(self) -> str:
@@ -87,12 +87,8 @@ class BlockPool:
 
     def match(self, contents: Sequence[int], limit: int) -> list[int]:
         """The cached blocks of the longest prefix of ``contents``, at most ``limit``; they are not yet held."""
-        blocks: list[int] = []
-        for block in map(self._cached.get, islice(contents, limit)):
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks
+        found = map(self._cached.get, islice(contents, limit))
+        return list(iter(found.__next__, None))
 
     def can_allocate(self, count: int, hits: Iterable[int] = ()) -> bool:
         """Whether ``count`` blocks can be had besides the matched ones, which may themselves be idle."""
@@ -109,17 +105,33 @@ class BlockPool:
             if not references[block]:
                 del idle[block]
             references[block] += 1
-        taken = [self._empty.pop() for _ in range(min(count, len(self._empty)))]
-        fresh = min(count - len(taken), self.size - self._fresh)
-        taken += range(self._fresh, self._fresh + fresh)
-        self._fresh += fresh
-        for _ in range(count - len(taken)):
-            block, _ = idle.popitem(last=False)
-            self._forget(block)
-            taken.append(block)
+        empty = min(count, len(self._empty))
+        taken = [self._empty.pop() for _ in range(empty)] if empty else []
+        if len(taken) < count and self._fresh < self.size:
+            fresh = min(self._fresh + count - len(taken), self.size)
+            taken += range(self._fresh, fresh)
+            self._fresh = fresh
+        if len(taken) < count:
+            taken += self._evict(count - len(taken))
         for block in taken:
             references[block] = 1
         return taken
+
+    def _evict(self, count: int) -> list[int]:
+        """Takes blocks that were used longest ago from the prefix cache."""
+        hashes, cached, twins, pop = self._hashes, self._cached, self._twins, self._idle.popitem
+        evicted: list[int] = []
+        for _ in range(count):
+            block, content = pop(last=False)
+            evicted.append(block)
+            hashes[block] = None
+            if content in twins:
+                self._forget(block, content)
+            else:
+                del cached[content]
+            if self._record:
+                self._events.append(BlockRemoved(content))
+        return evicted
 
     def commit(self, blocks: Sequence[int], contents: Sequence[int], start: int, stop: int) -> None:
         """Offers held blocks to later requests: those at ``start`` to ``stop`` of a request's blocks and contents.
@@ -135,17 +147,9 @@ class BlockPool:
         if self._record:
             self._events.append(BlockStored(contents, start, stop))
 
-    def _forget(self, block: int) -> None:
-        content = self._hashes[block]
-        if content is None:
-            return
-        self._hashes[block] = None
-        if self._record:
-            self._events.append(BlockRemoved(content))
-        twins = self._twins.get(content)
-        if twins is None:
-            del self._cached[content]
-            return
+    def _forget(self, block: int, content: int) -> None:
+        """One of several blocks with the same content no longer has it."""
+        twins = self._twins[content]
         if self._cached[content] == block:
             self._cached[content] = twins.pop(0)
         else:
@@ -157,13 +161,13 @@ class BlockPool:
         """Lets go of a request's blocks, given in the order of its tokens."""
         references, hashes, idle = self._references, self._hashes, self._idle
         for block in reversed(blocks):
-            users = references[block] = references[block] - 1
-            if users:
-                continue
-            if hashes[block] is None:
-                self._empty.append(block)
-            else:
-                idle[block] = None
+            references[block] = users = references[block] - 1
+            if not users:
+                content = hashes[block]
+                if content is None:
+                    self._empty.append(block)
+                else:
+                    idle[block] = content
 
     def clear(self) -> bool:
         """Forgets all content, as after a change of weights; False, and nothing done, while a request holds a block."""

@@ -27,6 +27,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Contents
 from dataclasses import dataclass, field
+from itertools import islice
 from math import nan, sqrt
 from random import Random
 
@@ -346,7 +347,9 @@ class Model:
             if not budget:
                 break
             computed = sequence.computed
-            count = min(sequence.tokens - computed, budget)
+            count = sequence.tokens - computed
+            if count > budget:
+                count = budget
             if computed + count >= sequence.edge:
                 if not self._make_room(sequence, computed + count, preempted):
                     break
@@ -426,13 +429,14 @@ class Model:
     def _commit(self, sequence: Sequence, tokens: int) -> None:
         """Enters into the prefix cache what ``tokens`` computed tokens fill of its blocks."""
         size, contents = self.config.block_size, sequence.request.contents
-        full = min(tokens // size, len(contents))
+        full, limit = tokens // size, len(contents)
+        if full > limit:
+            full = limit
         if full > sequence.committed:
             self.pool.commit(sequence.blocks, contents, sequence.committed, full)
             sequence.committed = full
-        sequence.edge = len(sequence.blocks) * size + 1
-        if full < len(contents):
-            sequence.edge = min(sequence.edge, (full + 1) * size)
+        edge = len(sequence.blocks) * size + 1
+        sequence.edge = (full + 1) * size if full < limit and (full + 1) * size < edge else edge
 
     def update(self, batch: Batch, now: float, steps: int | None = None) -> StepResult:
         """The second half of a step: tokens appear, finished requests leave.
@@ -445,12 +449,13 @@ class Model:
         steps = batch.steps if steps is None else steps
         produced: list[Sequence] = []
         finished: list[Sequence] = []
+        ahead: list[Sequence] = []
         for sequence, count in batch.scheduled:
             if sequence.finish_reason is not None:
                 continue  # aborted while it was being computed
             computed = sequence.computed = sequence.computed + count * steps
             if steps > 1 and computed >= sequence.edge:
-                self._run_ahead(sequence)
+                ahead.append(sequence)
             if computed < sequence.tokens:
                 continue  # more of its prompt to come
             wanted = sequence.request.output_tokens
@@ -466,16 +471,19 @@ class Model:
                     sequence.first_token = sequence.last_token = now
                 sequence.finish_reason = "stop" if sequence.request.ends_itself else "length"
                 finished.append(sequence)
+        self._run_ahead(ahead)
         if finished:
             self._finish(finished)
         return StepResult(tuple(produced), tuple(finished), batch, steps)
 
-    def _run_ahead(self, sequence: Sequence) -> None:
+    def _run_ahead(self, sequences: list[Sequence]) -> None:
         """Allocates and fills the blocks of the steps after the first, for which ``_steps_ahead`` has seen to room."""
-        needed = self._blocks_for(sequence.computed) - len(sequence.blocks)
-        if needed > 0:
-            sequence.blocks += self.pool.allocate(needed)
-        self._commit(sequence, sequence.computed)
+        size = self.config.block_size
+        needed = [-(-sequence.computed // size) - len(sequence.blocks) for sequence in sequences]
+        blocks = iter(self.pool.allocate(sum(needed)))
+        for sequence, count in zip(sequences, needed, strict=True):
+            sequence.blocks += islice(blocks, count)
+            self._commit(sequence, sequence.computed)
 
     def _finish(self, finished: list[Sequence]) -> None:
         self.running = [sequence for sequence in self.running if sequence.finish_reason is None]
