@@ -18,32 +18,32 @@ def resolve_sources(
     config: EndpointPickerConfig, instances: Instances, report: Report
 ) -> tuple[Sources, list[Instance]]:
     """What the section and the plugins amount to, and the plugins that it takes."""
-    section = config.data_layer or DataLayer()
-    references = list(_references(section))
+    key, section = config.data_section
+    references = list(_references(key, section))
     for path, name, _ in references:
         if instances.known(name):
             instances.inject(name, path)
     check(references, instances, report)
-    _warn(section, report)
+    _warn(key, section, report)
     layer = _Layer(section, instances, report)
     return layer.sources(), layer.taken
 
 
-def _references(section: DataLayer) -> Iterator[Reference]:
+def _references(key: str, section: DataLayer) -> Iterator[Reference]:
     for index, source in enumerate(section.sources):
-        path: Path = ("dataLayer", "sources", index)
+        path: Path = (key, "sources", index)
         yield (*path, "pluginRef"), source.plugin_ref, "data source"
         for number, extractor in enumerate(source.extractors):
             yield (*path, "extractors", number, "pluginRef"), extractor.plugin_ref, "extractor"
     if section.discovery:
-        yield ("dataLayer", "discovery", "pluginRef"), section.discovery.plugin_ref, "discovery"
+        yield (key, "discovery", "pluginRef"), section.discovery.plugin_ref, "discovery"
 
 
-def _warn(section: DataLayer, report: Report) -> None:
+def _warn(key: str, section: DataLayer, report: Report) -> None:
     if section.peer_discovery:
-        report.warning(("dataLayer", "peerDiscovery"), _NO_EFFECT)
+        report.warning((key, "peerDiscovery"), _NO_EFFECT)
     if section.cross_replica_syncer_plugin_ref:
-        report.warning(("dataLayer", "crossReplicaSyncerPluginRef"), _NO_EFFECT)
+        report.warning((key, "crossReplicaSyncerPluginRef"), _NO_EFFECT)
 
 
 class _Layer:

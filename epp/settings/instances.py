@@ -228,16 +228,17 @@ class Instances:
         self.asked_for[found.name] = found
         return found.plugin
 
-    def inject(self, name: str, path: Path) -> Instance | None:
-        """The instance of that name, or else a new one of the type of that name, with default parameters.
+    def inject(self, name: str, path: Path, parameters: dict[str, Any] | None = None) -> Instance | None:
+        """The instance of that name, or else a new one of the type of that name.
 
         Args:
             name: of an instance or a type.
             path: of what needs it, for the report when it can't be had; the result is None then.
+            parameters: of a new one; None for the defaults.
         """
         self._take(name)
         if name not in self.by_name and not self._excused(name):
-            self._enter(name, self._make(PluginSpec(type=name), path, path, ()))
+            self._enter(name, self._make(PluginSpec(type=name, parameters=parameters or {}), path, path, ()))
         return self.by_name.get(name)
 
     def known(self, name: str) -> bool:

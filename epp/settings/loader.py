@@ -125,8 +125,17 @@ def _warn_of_deprecated(config: EndpointPickerConfig, report: Report) -> None:
     if config.parser:
         ignored = ", and ignored beside it" if config.request_handler.parsers else ""
         report.warning(("parser",), f"is deprecated{ignored}: write requestHandler.parsers, a list of pluginRef")
-    if config.saturation_detector:
-        report.warning(("saturationDetector",), "is deprecated: write flowControl.saturationDetector")
+    if config.data is not None:
+        ignored = ", and ignored beside it" if config.data_layer else ""
+        report.warning(("data",), f"is deprecated{ignored}: write dataLayer")
+    old = config.saturation_detector
+    if old is not None:
+        for key in old.model_dump(by_alias=True, exclude_none=True, exclude={"plugin_ref"}):
+            ignored = ", and ignored beside pluginRef" if old.plugin_ref else ""
+            remedy = 'write it at a "utilization-detector", and that in flowControl.saturationDetector'
+            report.warning(("saturationDetector", key), f"is deprecated{ignored}: {remedy}")
+        if old.plugin_ref or not old.model_fields_set:
+            report.warning(("saturationDetector",), "is deprecated: write flowControl.saturationDetector")
 
 
 def _resolve(config: EndpointPickerConfig, instances: Instances, document: Document, report: Report) -> Resolved | None:

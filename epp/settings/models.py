@@ -116,6 +116,21 @@ class FlowControl(Section):
     enable_eviction: bool = False
 
 
+class OldDetector(Section):
+    """The deprecated `saturationDetector`: a reference, or as up to v0.5 thresholds, of which 0 means the default."""
+
+    plugin_ref: str | None = Field(default=None, min_length=1)
+    queue_depth_threshold: int | None = None
+    kv_cache_util_threshold: float | None = None
+    metrics_staleness_threshold: str | None = None
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The thresholds that are given, as parameters of a detector."""
+        given = self.model_dump(by_alias=True, exclude_none=True, exclude={"plugin_ref"})
+        return {key: value for key, value in given.items() if value not in (0, "0s")}
+
+
 class Shadow(Section):
     """`shadow` (ours): profiles that decide beside the others without effect.
 
@@ -138,8 +153,16 @@ class EndpointPickerConfig(Section):
     parser: PluginRef | None = None
     data_layer: DataLayer | None = None
     flow_control: FlowControl | None = None
-    saturation_detector: PluginRef | None = None
+    saturation_detector: OldDetector | None = None
     shadow: Shadow | None = None
+    data: DataLayer | None = None
+
+    @property
+    def data_section(self) -> tuple[str, DataLayer]:
+        """`dataLayer`, or `data` as it was called up to v0.5, with its key."""
+        if self.data is not None and self.data_layer is None:
+            return "data", self.data
+        return "dataLayer", self.data_layer or DataLayer()
 
 
 def keys_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:

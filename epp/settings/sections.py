@@ -61,7 +61,7 @@ def check_flow_control(
         report.warning(("flowControl",), f"{_NO_EFFECT}{off}")
         _check_priorities(config.flow_control, report)
         check(_flow_references(config.flow_control), instances, report)
-    if config.saturation_detector is not None:
+    if config.saturation_detector is not None and config.saturation_detector.plugin_ref:
         path = ("saturationDetector", "pluginRef")
         check([(path, config.saturation_detector.plugin_ref, "saturation detector")], instances, report)
 
@@ -71,13 +71,17 @@ def complete_flow_control(
 ) -> FlowControl | None:
     """The section with llm-d's defaults, None where it is neither written nor switched on.
 
-    The policies and the detector that it comes to refer to are added, where it is switched on.
+    The policies and the detector that it comes to refer to are added, where it is switched on; a detector whose
+    thresholds stand under the old key in any case, so that they are checked.
     """
     written, old = config.flow_control, config.saturation_detector
     if written is None and old is None and not gates["flowControl"]:
         return None
+    if old is not None and not old.plugin_ref and instances.known(_DETECTOR):
+        instances.inject(_DETECTOR, ("saturationDetector",), old.parameters)
     section = written or FlowControl()
-    detector = section.saturation_detector or old or PluginRef.model_validate({"pluginRef": _DETECTOR})
+    name = old.plugin_ref if old is not None and old.plugin_ref else _DETECTOR
+    detector = section.saturation_detector or PluginRef.model_validate({"pluginRef": name})
     found = section.model_copy(
         update={
             "no_endpoint_request_ttl": _first(section.no_endpoint_request_ttl, section.default_request_ttl),

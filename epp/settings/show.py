@@ -32,7 +32,7 @@ def to_yaml(resolved: Resolved) -> str:
 
 def _data_layer(resolved: Resolved) -> dict[str, Any]:
     """With the sources that are in force, each with what reads it."""
-    section = DataLayer.model_validate(resolved.value.get("dataLayer") or {})
+    section = DataLayer.model_validate(resolved.value.get("dataLayer") or resolved.value.get("data") or {})
     shown = section.model_dump(mode="json", by_alias=True, exclude_none=True)
     wiring = resolved.router.sources.wiring
     sources = [{"pluginRef": name, "extractors": [{"pluginRef": each} for each in own]} for name, own in wiring]

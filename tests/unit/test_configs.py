@@ -373,6 +373,7 @@ CASES = [
         before=(Sent("a" * 511, only=1),),
     ),
     Case("old-saturation.yaml", "who runs least", {"running": [4, 1, 3]}, (1,), {0: 0, 1: 1, 2: 1 / 3}),
+    Case("old-sections-0.5.yaml", "the shortest queue", {"waiting": [9, 5, 1]}, (2,), {0: 0, 1: 2 * 0.5, 2: 2}),
     Case("flow-control.yaml", "the queue up to a threshold", {"waiting": [10, 5, 2]}, (2,), {0: 0, 1: 0.5, 2: 0.8}),
     Case(
         "data-layer.yaml",
@@ -588,6 +589,7 @@ def moved(index: int, *keys: str) -> list[str]:
 
 HEADERS_HANDLER = 'plugins[0].type: "disagg-headers-handler" is deprecated'
 NO_EVENTS = '"precise-prefix-cache-producer" is accepted, has no KV events yet'
+OLD_THRESHOLDS = ("queueDepthThreshold", "kvCacheUtilThreshold", "metricsStalenessThreshold")
 OLD_LIMITS = ("lruCapacityPerServer", "maxPrefixBlocksToMatch")
 MULTICLUSTER = enumerate(
     (
@@ -642,6 +644,13 @@ WARNINGS: Mapping[str, Sequence[str]] = {
         OLD_API,
         "saturationDetector: is deprecated: write flowControl.saturationDetector",
         "featureGates[0]: dataLayer is no gate any more",
+    ],
+    "old-sections-0.5.yaml": [
+        OLD_API,
+        "data: is deprecated: write dataLayer",
+        *(f'saturationDetector.{key}: is deprecated: write it at a "utilization-detector"' for key in OLD_THRESHOLDS),
+        "featureGates[0]: dataLayer is no gate any more",
+        'plugins[4].type: "model-server-protocol-metrics" is deprecated: write "core-metrics-extractor"',
     ],
     "p2p.yaml": ['plugins[0].type: "p2p-source-producer" is alpha'],
     "pd-flat.yaml": [

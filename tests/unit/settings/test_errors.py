@@ -18,7 +18,7 @@ ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
         pytest.param(
             "plugin: []",
             "plugin: unknown key; allowed: apiVersion, kind, featureGates, plugins, schedulingProfiles, "
-            'requestHandler, parser, dataLayer, flowControl, saturationDetector, shadow; did you mean "plugins"?',
+            'requestHandler, parser, dataLayer, flowControl, saturationDetector, shadow, data; did you mean "plugins"?',
             id="unknown key",
         ),
         pytest.param(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from epp.settings import InvalidConfig, Registry, resolve
+from epp.settings import InvalidConfig, Registry, resolve, show
 from epp.settings.catalogue import ALIASES
 from epp.testing import context
 
@@ -193,6 +193,72 @@ def test_deprecated_detector(load):
     assert load("saturationDetector: {pluginRef: concurrency-detector}").warnings == (
         "saturationDetector: is deprecated: write flowControl.saturationDetector",
     )
+
+
+V05 = """
+plugins: [{type: queue-scorer}, {type: models-data-source, name: page}]
+saturationDetector: {queueDepthThreshold: 7, kvCacheUtilThreshold: 0.0, metricsStalenessThreshold: 150ms}
+data: {sources: [{pluginRef: page}]}
+"""
+
+
+def test_sections_of_before(resolved):
+    """Thresholds under `saturationDetector` are a detector's, and no filter in a profile; `data` is `dataLayer`."""
+    loaded = resolved(V05)
+    assert show.effective(loaded)["flowControl"]["saturationDetector"] == {"pluginRef": "utilization-detector"}
+    (detector,) = [i for i in loaded.instances.values() if i.type == "utilization-detector"]
+    assert detector.raw == {"queueDepthThreshold": 7, "metricsStalenessThreshold": "150ms"}
+    assert loaded.router.profiles["default"].filters == ()
+    assert loaded.router.sources.models is not None
+    assert [warning.partition(":")[0] for warning in loaded.router.warnings] == [
+        "data",
+        "saturationDetector.queueDepthThreshold",
+        "saturationDetector.kvCacheUtilThreshold",
+        "saturationDetector.metricsStalenessThreshold",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("data: {}\ndataLayer: {}", "data: is deprecated, and ignored beside it: write dataLayer"),
+        (
+            "plugins: [{type: watcher}]\nsaturationDetector: {pluginRef: utilization-detector, queueDepthThreshold: 7}",
+            "saturationDetector.queueDepthThreshold: is deprecated, and ignored beside pluginRef: write it at a",
+        ),
+        ("saturationDetector: {}", "saturationDetector: is deprecated: write flowControl.saturationDetector"),
+    ],
+    ids=["data beside dataLayer", "a threshold beside a reference", "nothing"],
+)
+def test_sections_of_before_beside_those_of_now(load, text, warning):
+    """What is written now counts."""
+    assert [said for said in load(text).warnings if said.startswith(warning)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param(
+            "saturationDetector: {kvCacheUtilThreshold: 9.0}",
+            "saturationDetector.kvCacheUtilThreshold: must be less than or equal to 1, not 9.0",
+            id="out of bounds",
+        ),
+        pytest.param(
+            "saturationDetector: {queueDepth: 9}",
+            "saturationDetector.queueDepth: unknown key; allowed: pluginRef, queueDepthThreshold, "
+            'kvCacheUtilThreshold, metricsStalenessThreshold; did you mean "queueDepthThreshold"?',
+            id="unknown",
+        ),
+        pytest.param(
+            "data: {sources: [{pluginRef: nobody}]}",
+            'data.sources[0].pluginRef: no plugin is called "nobody"; there are: none',
+            id="undefined",
+        ),
+    ],
+)
+def test_errors_in_sections_of_before(errors, text, expected):
+    """They name the place as it is written."""
+    assert errors(text) == [expected]
 
 
 def test_deprecated_api_version(registry):
