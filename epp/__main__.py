@@ -1,5 +1,7 @@
 """``epp SUBCOMMAND ...``: hands the arguments to one module of ``epp.cli``; without a subcommand, to ``serve``."""
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -22,9 +24,24 @@ USAGE = "usage: epp [SUBCOMMAND] [OPTIONS]   (epp SUBCOMMAND --help tells more)\
 )
 
 
+CLOSED_PIPE = 128 + signal.SIGPIPE
+"""The exit status of a program whose output nobody reads to its end, as in `epp plugins | head -1`."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status: 0 done, 1 failed, 2 wrong usage."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still in the buffer is nobody's any more: without this the interpreter would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+
+
+def _run(arguments: list[str]) -> int:
     if arguments and arguments[0] in SUBCOMMANDS:
         name = arguments.pop(0)
     elif arguments and arguments[0] in {"-h", "--help", "help"}:
