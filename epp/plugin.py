@@ -31,7 +31,8 @@ What the loader reads off a class beside its methods, all of it optional:
   methods is. `remarks`: an instance's warnings about its own parameters.
 - `encodes`: a profile handler's, the names of the profiles that choose who encodes pictures and other media, and
   computes nothing of the prompt (see `Decision.computing`); `("encode",)` without it.
-- `bind(profiles)`: a profile handler's, called with the profiles' names; raises ValueError if they don't fit.
+- `bind(profiles)`: a profile handler's, called with the profiles' names; raises ValueError if they don't fit, and may
+  leave `remarks`.
 - `state()`: plain data for `/debug/plugins/state`.
 - `close()`: called once, when the configuration has been replaced and its last request has ended, or at the end.
 

@@ -46,6 +46,8 @@ def resolve_handler(profiles: Sequence[str], instances: Instances, report: Repor
             bind(tuple(profiles))
         except ValueError as error:
             report.error(found[0].path, str(error))
+        for remark in getattr(found[0].plugin, "remarks", ()):
+            report.warning((*found[0].path, "parameters"), str(remark))
     return found[0]
 
 

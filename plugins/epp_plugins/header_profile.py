@@ -55,13 +55,17 @@ class HeaderProfileHandler:
     stability = "alpha"
 
     def __init__(self, parameters: HeaderProfileParameters) -> None:
-        self._header = parameters.header_name.lower()
+        self._name, self._header = parameters.header_name, parameters.header_name.lower()
         self._default = parameters.default_profile
         self._profiles: tuple[str, ...] = ()
+        self.remarks: tuple[str, ...] = ()
 
     def bind(self, profiles: tuple[str, ...]) -> None:
-        """Takes the names of the configured profiles."""
+        """Takes the names of the configured profiles, and remarks if the default is none of them."""
         self._profiles = profiles
+        if len(profiles) > 1 and self._default not in profiles:
+            refused = f"requests without the header {self._name} are refused: no profile is called {self._default!r}"
+            self.remarks = (f"{refused}, which defaultProfile names; there are: {', '.join(profiles)}",)
 
     def decide(self, request: Request, run: Run) -> str:
         """Runs the profile; its name."""
