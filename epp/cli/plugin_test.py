@@ -1,19 +1,30 @@
-"""``epp plugins test FILE``: checks a plugin against what every plugin keeps to."""
+"""``epp plugins test FILE``: checks a plugin, or all of a file, against what every plugin keeps to."""
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from epp.contract import check
+from epp.errors import ConfigError
+from epp.settings.registry import types_in_file
 
 
 def main(arguments: Sequence[str]) -> int:
     """The exit status is 0 if the contract is kept, 1 if it isn't, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
-    report = check(options.type, options.parameters, count=options.cases, seed=options.seed)
-    print(report)
-    return 1 if report.broken else 0
+    reports = [check(each, options.parameters, count=options.cases, seed=options.seed) for each in _types(options.type)]
+    print("\n\n".join(map(str, reports)))
+    return 1 if any(report.broken for report in reports) else 0
+
+
+def _types(type_name: str) -> list[str]:
+    """All plugins of a file; one that can't be imported as it is, which its report says."""
+    try:
+        return types_in_file(type_name, Path.cwd())
+    except ConfigError:
+        return [type_name]
 
 
 def _parser() -> argparse.ArgumentParser:

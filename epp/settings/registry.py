@@ -220,11 +220,25 @@ def names_in_file(type_name: str, folder: Path | None) -> set[str] | None:
     return {kebab(found) for found in ([name] if name else _CLASS.findall(source))}
 
 
-def _class_in_file(path: Path, name: str | None) -> type:
+def types_in_file(type_name: str, folder: Path) -> list[str]:
+    """The types of a file's plugins, each with its class's name where there are several; those of no file as they are.
+
+    Raises:
+        ConfigError: it can't be imported.
+    """
+    path, name = _file_of(type_name, folder) if is_file(type_name) else (None, None)
+    found = _plugins_in_file(path) if path is not None and name is None else {}
+    return [f"{type_name}:{each}" for each in found] if len(found) > 1 else [type_name]
+
+
+def _plugins_in_file(path: Path) -> dict[str, type]:
     module = _import_file(path)
     own = {n: c for n, c in vars(module).items() if isinstance(c, type) and c.__module__ == module.__name__}
-    found = {name: cls for name, cls in own.items() if kinds(cls) and not name.startswith("_")}
-    return _choose(path, name, found)
+    return {name: cls for name, cls in own.items() if kinds(cls) and not name.startswith("_")}
+
+
+def _class_in_file(path: Path, name: str | None) -> type:
+    return _choose(path, name, _plugins_in_file(path))
 
 
 def _choose(path: Path, name: str | None, found: Mapping[str, type]) -> type:

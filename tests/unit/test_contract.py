@@ -114,6 +114,21 @@ def test_cases():
     assert all(sorted(case.order) == list(range(len(case.candidates))) for case in several)
 
 
+def test_a_file_with_two_plugins(tmp_path, capsys, monkeypatch):
+    """Both are checked, and one that is broken counts."""
+    good = "class Good:\n    def keep(self, request, c):\n        return c.fresh\n"
+    bad = "class Bad:\n    def keep(self, request, c):\n        return None\n"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two.py").write_text(good + bad)
+    assert plugin_test.main(["two.py", "--cases", "5"]) == 1
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("two.py")] == [
+        "two.py:Good: Good (filter)",
+        "two.py:Bad: Bad (filter)",
+    ]
+    assert plugin_test.main(["two.py:Good", "--cases", "5"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
