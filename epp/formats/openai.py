@@ -80,6 +80,12 @@ def _part(part: Any) -> bytes:
     if isinstance(said, str):
         return said.encode()
     part.pop("cache_control", None)  # a hint that clients move from message to message as a conversation grows
+    picture = part.get("image_url")
+    if picture is not None:
+        # Engines cache by the picture alone: vLLM hashes its pixels, and looks at no detail.
+        part.pop("detail", None)
+        if isinstance(picture, dict):
+            picture.pop("detail", None)
     return text.media(text.encode(part))
 
 

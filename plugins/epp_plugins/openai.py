@@ -8,7 +8,8 @@ What it does
     bytes of the earlier one as its prefix.
 
     Text enters as UTF-8; pictures, sounds and other media as `MEDIA_BYTES` made of their digest, so that different ones
-    differ; token ids as unsigned 32-bit little-endian integers. Bytes that UTF-8 never has keep the parts apart.
+    differ, whatever `detail` is asked for; token ids as unsigned 32-bit little-endian integers. Bytes that UTF-8 never
+    has keep the parts apart.
 
     | Path | Prompt |
     |---|---|

@@ -79,6 +79,18 @@ def test_media_of_a_chat():
     )
 
 
+@pytest.mark.parametrize("detail", ["low", "high", None])
+def test_the_detail_of_a_picture(detail):
+    """It is the same picture: engines cache its pixels, and look at no `detail`."""
+    parser = OpenAIParser()
+    plain, asked = ({"url": "http://a"}, {"url": "http://a", "detail": detail})
+    assert chat({"type": "image_url", "image_url": asked}) == chat({"type": "image_url", "image_url": plain})
+    part = {"type": "input_image", "image_url": "http://a"}
+    first, second = (media(parser, "/v1/responses", input=user(each)) for each in (part, part | {"detail": detail}))
+    assert first == second != ()
+    assert chat({"type": "other", "detail": "low"}) != chat({"type": "other", "detail": "high"})
+
+
 def test_digests_of_any_bytes():
     """A digest with the byte that begins a medium is no second one."""
     found = chat(*[image(str(number)) for number in range(2000)])

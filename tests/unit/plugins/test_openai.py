@@ -270,7 +270,6 @@ def differing() -> dict[str, Sequence[bytes]]:
             chat({**USER, "content": "hello"}),
         ],
         "images": [media(type="image_url", image_url={"url": f"data:image/png;base64,{n}"}) for n in "ABC"],
-        "details": [media(**IMAGE), media(type="image_url", image_url={**IMAGE["image_url"], "detail": "low"})],  # type: ignore[dict-item]
         "sounds": [media(type="input_audio", input_audio={"data": n, "format": "wav"}) for n in "AB"],
         "unknown parts": [media(type="new", new=n) for n in range(3)],
         "an image is no text": [media(**IMAGE), chat({**USER, "content": json.dumps(IMAGE)})],
