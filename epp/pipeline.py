@@ -24,7 +24,7 @@ from epp.observe.observability import Observability
 from epp.plugin import Candidates, Pick, Request, Router
 from epp.pool import Pool
 from epp.reading import path_of, read
-from epp.rewriting import rewriting_of, rewritten
+from epp.rewriting import renamed_cards, rewriting_of, rewritten
 from epp.schedule import Decision, admit, decide, enter_fetched, fetch, produce, screen, tokenized
 
 
@@ -96,18 +96,27 @@ class Pipeline:
         return self._answer(exchange, arrival, pick)
 
     def page(self, arrival: Arrival) -> Direct | None:
-        """The answer to a request that needs no engine: for models, where engines have different ones.
+        """The answer to a request that needs no engine: for models, where no engine knows all that are offered.
+
+        That is where engines have different ones, or rewrites offer one of theirs under another name.
 
         Raises:
             NotFound: nobody has the model that is asked about.
         """
-        if self.models is None or arrival.headers.get(":method") != "GET" or not self.pool.differ(SERVED_MODELS):
+        if self.models is None or arrival.headers.get(":method") != "GET":
             return None
         path = path_of(arrival.headers)
-        if path.endswith(MODELS):
-            return Direct(msgspec.json.encode({"object": "list", "data": list(self.models().values())}))
         _, _, model = path.partition(f"{MODELS}/")
-        return self._model(unquote(model), self.models()) if model else None
+        if not (model or path.endswith(MODELS)):
+            return None
+        served = self.models()
+        renamed = renamed_cards(self.pool.objects, served)
+        if not renamed and not self.pool.differ(SERVED_MODELS):
+            return None
+        offered = {**served, **renamed}
+        if model:
+            return self._model(unquote(model), offered)
+        return Direct(msgspec.json.encode({"object": "list", "data": list(offered.values())}))
 
     def _model(self, name: str, models: Mapping[str, msgspec.Raw]) -> Direct | None:
         if name in models:

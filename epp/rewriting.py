@@ -3,6 +3,10 @@
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import Raw
 
 from epp.errors import BadRequest
 from epp.extproc.events import Arrival
@@ -52,6 +56,21 @@ def rewriting_of(
     if not paths or not target:
         return None
     return Rewriting(rule.name if rule is not None else "", request.model, target, tuple(paths))
+
+
+def renamed_cards(objects: Objects, served: Mapping[str, Raw]) -> dict[str, Raw]:
+    """The models that rewrites offer under names of their own, as an engine describes the first of them that is served.
+
+    Args:
+        objects: the rules in force; one for every model offers no name.
+        served: what engines say of their models, by name.
+    """
+    found: dict[str, Raw] = {}
+    for name, rule in objects.exact.items():
+        card = next((served[target] for target in rule.targets if target in served), None)
+        if card is not None and name not in served:
+            found[name] = Raw(msgspec.json.encode(msgspec.json.decode(card, type=dict[str, Any]) | {"id": name}))
+    return found
 
 
 def _asked(headers: Mapping[str, str]) -> str:

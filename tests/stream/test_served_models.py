@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from epp.keys import REPORTED, SERVED_MODELS
+from epp.objects import Objects, Rule
 from epp.pool import Endpoint
 from tests.stream.conftest import Start
 from tests.stream.envoy import send_request
@@ -120,6 +121,24 @@ async def test_one_model_that_nobody_serves(start: Start) -> None:
     async with picker.stream() as stream:
         assert destination(await stream.ask(request_headers(MODES[2], line, end=True)))
         assert await stream.rest() == []
+
+
+async def test_names_that_rewrites_offer(start: Start) -> None:
+    """They are models, too, described as what they stand for; whatever nobody serves isn't offered."""
+    picker = await ready(start, "llama-8b", "llama-8b")
+    rules = [Rule("r", ("chat", "talk"), ("gone", "llama-8b"), (1, 1)), Rule("s", ("lost",), ("gone",), (None,))]
+    picker.pool.objects = Objects.of({}, [*rules, Rule("all", (), ("llama-8b",), (None,))])
+    async with picker.stream() as stream:
+        reply = await stream.ask(request_headers(MODES[2], MODELS, end=True))
+        models = json.loads(reply.immediate_response.body)["data"]
+        assert [model["id"] for model in models] == ["llama-8b", "chat", "talk"]
+        assert {model["by"] for model in models} == {"its engine"}
+        assert await stream.rest() == []
+    for name, status in (("talk", 200), ("lost", 404)):
+        async with picker.stream() as stream:
+            reply = await stream.ask(request_headers(MODES[2], MODELS | {":path": f"/v1/models/{name}"}, end=True))
+            assert reply.immediate_response.status.code == status
+            assert await stream.rest() == []
 
 
 OTHERS = {
