@@ -1,7 +1,7 @@
 """How an Envoy asks the picker, off its admin page: what is set so that requests fail, or pass the picker by."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -12,10 +12,12 @@ from epp.doctor.findings import Findings
 
 _EXT_PROC = "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor"
 _PER_ROUTE = "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute"
+_ROUTES = "envoy.config.route.v3.RouteConfiguration"
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _DEFAULT_TIMEOUT = 0.2  # of Envoy's message_timeout
 _DEFAULT_ROUTE_TIMEOUT = 15.0
 _DEFAULT_CIRCUIT = 1024
+_MOST_CLUSTERS = 4
 _SECONDS = re.compile(r"([0-9.]+)s")
 
 
@@ -61,6 +63,7 @@ def examine(find: Findings, subject: str, dump: Mapping[str, Any], states: Mappi
         _check_picker(find, subject, cluster, states)
     for manager in managers:
         _check_times(find, subject, manager)
+    _check_routes(find, subject, dump, managers)
     _check_circuits(find, subject, dump)
 
 
@@ -124,23 +127,48 @@ def _check_times(find: Findings, subject: str, manager: Mapping[str, Any]) -> No
     if _seconds(manager.get("stream_idle_timeout"), 300.0) == 300.0:
         message = "a stream that is silent for 5 minutes is ended: a long prompt, or a long queue"
         find.warning("envoy.timeouts", subject, message, "set stream_idle_timeout, 0s for none")
-    for host in at(manager, "route_config", "virtual_hosts") or ():
-        for route in host.get("routes") or ():
-            seconds = _seconds(at(route, "route", "timeout"), _DEFAULT_ROUTE_TIMEOUT)
-            if "route" in route and 0 < seconds <= _DEFAULT_ROUTE_TIMEOUT:
-                message = f"answers longer than {seconds:g} s are cut off (route {at(route, 'match')})"
-                find.broken("envoy.timeouts", subject, message, "set the route's timeout, 0s for none")
+
+
+def _check_routes(find: Findings, subject: str, dump: Mapping[str, Any], managers: Sequence[Mapping[str, Any]]) -> None:
+    """The routes' timeouts. Where some have settings of their own for the picker, as gateways give them, only these."""
+    configs = [*(at(manager, "route_config") or {} for manager in managers), *_typed(dump, _ROUTES)]
+    routes = [
+        route for each in configs for host in each.get("virtual_hosts") or () for route in host.get("routes") or ()
+    ]
+    asking = [route for route in routes if any(True for _ in _typed(route, _PER_ROUTE))]
+    times = [
+        (_shown(route.get("match")), _seconds(at(route, "route", "timeout"), _DEFAULT_ROUTE_TIMEOUT))
+        for route in asking or routes
+        if "route" in route
+    ]
+    for paths, seconds in dict.fromkeys(times):
+        if 0 < seconds <= _DEFAULT_ROUTE_TIMEOUT:
+            message = f"answers longer than {seconds:g} s are cut off (route of {paths})"
+            find.broken("envoy.timeouts", subject, message, "set the route's timeout, 0s for none")
+
+
+def _shown(match: Any) -> str:
+    """What of a request's path a route takes."""
+    for key in ("prefix", "path_separated_prefix", "path"):
+        if isinstance(at(match, key), str):
+            return f"{'path' if key == 'path' else 'paths from'} {match[key]}"
+    return f"paths like {at(match, 'safe_regex', 'regex')}" if at(match, "safe_regex", "regex") else "some paths"
 
 
 def _check_circuits(find: Findings, subject: str, dump: Mapping[str, Any]) -> None:
-    for cluster in _typed(dump, "envoy.config.cluster.v3.Cluster"):
-        limits = at(cluster, "circuit_breakers", "thresholds", 0) or {}
-        most = int(limits.get("max_requests") or _DEFAULT_CIRCUIT)
-        if most <= _DEFAULT_CIRCUIT:
-            message = f"cluster {cluster.get('name')!r} takes {most} requests at once; more are answered 503"
-            find.warning(
-                "envoy.circuits", subject, message, "raise circuit_breakers: max_requests, max_pending_requests"
-            )
+    clusters = list(_typed(dump, "envoy.config.cluster.v3.Cluster"))
+    limits = [at(each, "circuit_breakers", "thresholds", 0, "max_requests") for each in clusters]
+    low = [
+        f"{each.get('name')} ({int(limit or _DEFAULT_CIRCUIT)})"
+        for each, limit in zip(clusters, limits, strict=True)
+        if int(limit or _DEFAULT_CIRCUIT) <= _DEFAULT_CIRCUIT
+    ]
+    if low:
+        more = f", and {len(low) - _MOST_CLUSTERS} more" if len(low) > _MOST_CLUSTERS else ""
+        told = ", ".join(low[:_MOST_CLUSTERS])
+        message = f"clusters that take few requests at once, and answer more with 503: {told}{more}"
+        remedy = "for the model servers' and the picker's raise circuit_breakers: max_requests, max_pending_requests"
+        find.warning("envoy.circuits", subject, message, remedy)
 
 
 def _seconds(text: Any, default: float) -> float:

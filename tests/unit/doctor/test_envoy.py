@@ -142,3 +142,29 @@ def test_times_and_limits():
         ("envoy.timeouts", "broken"),
         ("envoy.circuits", "warning"),
     ]
+
+
+def test_routes_that_a_gateway_sends():
+    """They aren't in the listener; of those that don't ask the picker nothing is said, and each is told once."""
+    dump = copy.deepcopy(DUMP)
+    dump["configs"][0]["listener"].pop("route_config")
+    asks = {"ext_proc": {"@type": f"type.googleapis.com/{envoy._PER_ROUTE}", "overrides": {}}}
+    routes = [
+        {"match": {"path_separated_prefix": "/v1"}, "route": {}, "typed_per_filter_config": asks},
+        {"match": {"safe_regex": {"regex": "/v./x"}}, "route": {"timeout": "9s"}, "typed_per_filter_config": asks},
+        {"match": {"prefix": "/other"}, "route": {}},
+    ]
+    sent = {"@type": f"type.googleapis.com/{envoy._ROUTES}", "virtual_hosts": [{"routes": routes}, {}]}
+    dump["configs"].append({"dynamic_route_configs": [{"route_config": sent}, {"route_config": sent}]})
+    assert [each.message for each in examined(dump) if each.check == "envoy.timeouts"] == [
+        "answers longer than 15 s are cut off (route of paths from /v1)",
+        "answers longer than 9 s are cut off (route of paths like /v./x)",
+    ]
+
+
+def test_many_clusters_are_one_finding():
+    """As in a gateway's Envoy, which has one for each Service."""
+    dump = copy.deepcopy(DUMP)
+    dump["configs"] += [{"cluster": CLUSTER | {"name": f"c{i}", "circuit_breakers": {}}} for i in range(6)]
+    (found,) = [each for each in examined(dump) if each.check == "envoy.circuits"]
+    assert found.message.endswith("c0 (1024), c1 (1024), c2 (1024), c3 (1024), and 2 more")
