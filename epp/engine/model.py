@@ -189,7 +189,12 @@ class Batch:
 
     def steps_by(self, seconds: float) -> int:
         """How many of its steps have ended after ``seconds``."""
-        return bisect_right(range(1, self.steps + 1), seconds, key=self.elapsed)
+        low, high = 0, self.steps
+        if self.step * self.scale > 0:  # no step is shorter than the first one, and none longer than the last
+            computing = seconds / self.scale - self.cost.adapter_load * self.adapters_loaded
+            low = max(low, min(high, int(computing / (self.step + self.growth * self.steps)) - 1))
+            high = max(low, min(high, int(computing / self.step) + 1))
+        return bisect_right(range(1, self.steps + 1), seconds, low, high, key=self.elapsed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,12 +20,13 @@ _MOST_STEPS = 1 << 30
 
 @dataclass(slots=True)
 class _Run:
-    """Steps in progress since ``began``: how many are wanted, and how many have entered the metrics."""
+    """Steps in progress since ``began``: how many are wanted, how many have entered the metrics, and their seconds."""
 
     batch: Batch
     began: float
     steps: int
     counted: int = 0
+    seconds: float = 0.0
 
     def ends(self, steps: int) -> float:
         """When that many steps will have ended."""
@@ -125,12 +126,12 @@ class VirtualEngine:
     def _count(self, run: _Run, steps: int) -> None:
         """Enters the decoded tokens of the run's steps up to that one into the metrics."""
         if steps and not run.counted:
-            self.metrics.stepping(run.batch, run.ends(1))
-            run.counted = 1
+            run.counted, run.seconds = 1, run.batch.elapsed(1)
+            self.metrics.stepping(run.batch, run.began + run.seconds)
         if steps > run.counted:
-            seconds = run.batch.elapsed(steps) - run.batch.elapsed(run.counted)
-            self.metrics.decoded(run.batch, steps - run.counted, seconds)
-            run.counted = steps
+            seconds = run.batch.elapsed(steps)
+            self.metrics.decoded(run.batch, steps - run.counted, seconds - run.seconds)
+            run.counted, run.seconds = steps, seconds
 
     def count(self, now: float) -> int:
         """Brings the counters up to date, ``advance(now)`` done before; how many of the steps in progress are over."""
