@@ -8,7 +8,7 @@ import msgspec
 
 from epp.doctor.cluster import EVENTS, POD_METRICS, Cluster, Object, at, name_of, why
 from epp.doctor.findings import Findings
-from epp.doctor.picker import Picker
+from epp.doctor.flags import Picker
 from epp.doctor.target import Target
 from epp.kube.client import PODS, ApiError
 from epp.quantities import parse_bytes

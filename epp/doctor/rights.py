@@ -6,7 +6,7 @@ from typing import Any
 
 from epp.doctor.cluster import Cluster, at
 from epp.doctor.findings import Findings
-from epp.doctor.picker import Picker
+from epp.doctor.flags import Picker
 from epp.doctor.target import Target
 from epp.kube.client import (
     ACCESS_REVIEWS,

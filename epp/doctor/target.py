@@ -11,7 +11,8 @@ from epp.data.objects import PoolSpec
 from epp.doctor import kserve
 from epp.doctor.cluster import LLM_SERVICES, Cluster, Object, at, labels_of, name_of
 from epp.doctor.findings import Findings
-from epp.kube.client import OLD_GROUP, OLD_POOLS, POOLS, Resource
+from epp.doctor.flags import Picker
+from epp.kube.client import OLD_GROUP, OLD_POOLS, PODS, POOLS, Resource
 from epp.kube.selectors import format_selector
 
 SCHEDULER = "llminferenceservice-router-scheduler"
@@ -127,6 +128,11 @@ async def _pool(cluster: Cluster, wanted: Wanted, service: Object | None) -> Obj
         found = await cluster.list(resource, wanted.namespace)
         if found and len(found) == 1:
             return await _first(cluster, [resource], wanted.namespace, str(at(found[0], "metadata", "name")))
+    if any(cluster.refused(resource) for resource in resources):  # as to a picker's pod, which may read its own pool
+        pickers = [Picker(pod) for pod in await cluster.list(PODS, wanted.namespace) or ()]
+        names = {picker.flag("pool-name") for picker in pickers} - {None, ""}
+        if len(names) == 1:
+            return await _first(cluster, resources, wanted.namespace, str(names.pop()))
     return None
 
 
@@ -176,12 +182,14 @@ async def _no_pool(cluster: Cluster, find: Findings, wanted: Wanted, service: Ob
         remedy = "set spec.router.scheduler: {} for a picker"
         find.broken("kserve.scheduler", name_of(service), "has no scheduler, and so no pool", remedy)
         return
-    if all(cluster.refused(each) for each in (POOLS, OLD_POOLS) if wanted.group in ("", each.group)):
-        return  # which has been said
-    there = [each for resource in (POOLS, OLD_POOLS) for each in await cluster.list(resource, wanted.namespace) or ()]
-    names = sorted({str(at(each, "metadata", "name")) for each in there})
     name = wanted.pool or wanted.name
     subject = f"InferencePool {wanted.namespace}/{name}" if name else f"InferencePool in {wanted.namespace}"
+    if any(cluster.refused(each) for each in (POOLS, OLD_POOLS) if wanted.group in ("", each.group)):
+        remedy = "ask as somebody who may" if name else "name it: --pool-name NAME"
+        find.unknown("pool.found", subject, "whether there is one may not be read", remedy)
+        return
+    there = [each for resource in (POOLS, OLD_POOLS) for each in await cluster.list(resource, wanted.namespace) or ()]
+    names = sorted({str(at(each, "metadata", "name")) for each in there})
     message = "is not there" if name else "there is none" if not names else f"there are several: {', '.join(names)}"
     if wanted.group == POOLS.group and any(each.get("apiVersion", "").startswith(OLD_GROUP) for each in there):
         message += f" in {wanted.group}"

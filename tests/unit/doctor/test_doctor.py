@@ -123,7 +123,20 @@ async def test_in_the_pickers_own_pod():
     assert states(findings, "broken") == {}
     assert states(findings, "ok")["picker.ready"] == "1 of 1 pickers are ready, each on its own"
     assert set(states(findings, "unknown")) == {"api.rights", "picker.log", "pod.memory"}
-    assert {(check, state) for check, state, _ in bad(pools)} == {("api.rights", "unknown")}
+    assert {(check, state) for check, state, _ in bad(pools)} == {("api.rights", "unknown"), ("pool.found", "unknown")}
+
+
+async def test_in_the_pickers_own_pod_without_a_name():
+    """Which pools there are it may not list; its flags say which one is its own. Two pickers' pools have to be told."""
+    async with running() as world:
+        world.api.denied = {("list", "inferencepools")}
+        findings = await world.examined(Wanted(NAMESPACE))
+        world.api.apply(world.picker("--pool-name=other", name="other-0"))
+        several = await world.examined(Wanted(NAMESPACE))
+    assert states(findings, "broken").keys() == {"picker.rights"}  # the test's reviews know of no names
+    assert "pool.found" in states(findings, "ok")
+    assert states(several, "unknown")["pool.found"] == "whether there is one may not be read"
+    assert [each.remedy for each in several if each.check == "pool.found"] == ["name it: --pool-name NAME"]
 
 
 # --- pool and route
