@@ -7,7 +7,7 @@ after it. ``epp.engine.page`` writes it down as the ``/metrics`` page.
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import nan
+from itertools import groupby
 
 from epp.engine.model import Batch, Model, Sequence, StepResult
 
@@ -55,13 +55,12 @@ class Histogram:
 
     def observe_each(self, values: Iterable[float]) -> None:
         """Counts values, of which many in a row are equal."""
-        bucket, last, total = 0, nan, self.total
-        for value in values:
-            if value != last:
-                bucket, last = bisect_left(self.bounds, value), value
-            self.counts[bucket] += 1
-            self.count += 1
-            total += value
+        total = self.total
+        for value, times in groupby(values):
+            self.count += (many := len(list(times)))
+            self.counts[bisect_left(self.bounds, value)] += many
+            for _ in range(many):  # added one by one: in the order and with the rounding of `observe`
+                total += value
         self.total = total
 
 
@@ -129,20 +128,23 @@ class EngineMetrics:
 
     def stepping(self, batch: Batch, now: float) -> None:
         """The (first) step of a batch ends, not yet applied: the tokens of those that have had one before."""
-        fresh = computed = 0
-        gaps: list[float] = []
-        for sequence, count in batch.scheduled:
-            if sequence.finish_reason is not None or sequence.tokens - sequence.computed > count:
-                continue
-            if sequence.produced:
-                gaps.append(now - sequence.last_token)
-            elif sequence.request.output_tokens:
-                fresh += 1
-                computed += sequence.request.prompt_tokens - sequence.cached_tokens
+        gaps = [
+            now - sequence.last_token
+            for sequence, count in batch.scheduled
+            if sequence.produced and sequence.tokens - sequence.computed <= count and sequence.finish_reason is None
+        ]
+        first = [
+            sequence.request.prompt_tokens - sequence.cached_tokens
+            for sequence, count in (batch.scheduled if batch.prefill_tokens else ())
+            if not sequence.produced
+            and sequence.tokens - sequence.computed <= count
+            and sequence.finish_reason is None
+            and sequence.request.output_tokens
+        ]
         self.inter_token_latency.observe_each(gaps)
-        self.generation_tokens += len(gaps) + fresh
-        if gaps or fresh:
-            self.iteration_tokens.observe(computed + len(gaps) + fresh)
+        self.generation_tokens += len(gaps) + len(first)
+        if gaps or first:
+            self.iteration_tokens.observe(sum(first) + len(gaps) + len(first))
 
     def decoded(self, batch: Batch, steps: int, seconds: float) -> None:
         """Further steps of a batch that only decodes, none of which was aborted; ``seconds`` long in all."""
@@ -153,9 +155,8 @@ class EngineMetrics:
 
     def stepped(self, result: StepResult) -> None:
         """Steps have been applied: first tokens, and ends."""
-        for sequence in result.produced if result.batch.prefill_tokens else ():
-            if sequence.produced == 1:
-                self._prefilled(sequence, sequence.first_token)
+        for sequence in result.started:
+            self._prefilled(sequence, sequence.first_token)
         for sequence in result.finished:
             if not sequence.produced:
                 self._prefilled(sequence, sequence.last_token)

@@ -203,10 +203,12 @@ class StepResult:
 
     Attributes:
         produced: sequences that got ``steps`` tokens each (one, if it was their prefill that ended).
+        started: those of them whose first token it was.
         finished: sequences that have all of their tokens and have left.
     """
 
     produced: tuple[Sequence, ...]
+    started: tuple[Sequence, ...]
     finished: tuple[Sequence, ...]
     batch: Batch
     steps: int
@@ -453,6 +455,7 @@ class Model:
         """
         steps = batch.steps if steps is None else steps
         produced: list[Sequence] = []
+        started: list[Sequence] = []
         finished: list[Sequence] = []
         ahead: list[Sequence] = []
         for sequence, count in batch.scheduled:
@@ -467,6 +470,7 @@ class Model:
             if sequence.produced < wanted:
                 if not sequence.produced:
                     sequence.first_token = now
+                    started.append(sequence)
                 sequence.produced += steps
                 sequence.tokens += steps
                 sequence.last_token = now
@@ -479,7 +483,7 @@ class Model:
         self._run_ahead(ahead)
         if finished:
             self._finish(finished)
-        return StepResult(tuple(produced), tuple(finished), batch, steps)
+        return StepResult(tuple(produced), tuple(started), tuple(finished), batch, steps)
 
     def _run_ahead(self, sequences: list[Sequence]) -> None:
         """Allocates and fills the blocks of the steps after the first, for which ``_steps_ahead`` has seen to room."""

@@ -218,10 +218,8 @@ class _Simulation:
         self._preemptions += len(batch.preempted)
         if batch.decode_sequences:
             self._gaps.append((batch.elapsed(result.steps) / result.steps, batch.decode_sequences * result.steps))
-        if batch.prefill_tokens and self._bodies:
-            for sequence in result.produced:
-                if sequence.produced == 1:
-                    self._picker.first_token(self._routed[sequence.request.request_id][1])
+        for sequence in result.started if self._bodies else ():
+            self._picker.first_token(self._routed[sequence.request.request_id][1])
         for sequence in result.finished:
             index, routed = self._routed.pop(sequence.request.request_id)
             requests, asked = self._requests, sequence.request
