@@ -310,9 +310,15 @@ class Model:
         steps = min([most, *[s.request.output_tokens - s.produced for s in self.running]])
         if len(self.waiting) > self.deferred:
             steps = min([steps, *self._until_shared(self.waiting[self.deferred].request.contents)])
-        while steps > 1 and self.blocks_ahead(steps) > self.pool.free:
+        while steps > 1 and not self._has_room(steps):
             steps //= 2
         return max(steps, 1)
+
+    def _has_room(self, steps: int) -> bool:
+        """Whether the blocks last for so many steps: by the most that they can want, and exactly only if need be."""
+        free = self.pool.free
+        most = len(self.running) * (steps // self.config.block_size + 1)
+        return most <= free or self.blocks_ahead(steps) <= free
 
     def _until_shared(self, contents: Contents[int]) -> Iterator[int]:
         """For each running sequence whose next block has one of these contents: its steps before that block is full."""
