@@ -4,6 +4,7 @@ It knows no kinds: a `Resource` names one, and what comes back is decoded by who
 except a token that is refused once, for it may just have been renewed.
 """
 
+import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -27,7 +28,10 @@ _KEEPALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
 )
-"""An API server that has vanished without a word is noticed after 20 s, when a watch is silent anyhow."""
+"""An API server that has vanished without a word is noticed after 20 s, when a watch is silent anyhow.
+
+Where something in between keeps the connection, only the silence of the watch tells: see `Silent`.
+"""
 
 
 class ApiError(EppError):
@@ -48,6 +52,10 @@ class ApiError(EppError):
 
 class Unreachable(EppError):
     """The API server can't be connected to, doesn't answer in time, or broke off."""
+
+
+class Silent(Unreachable):
+    """An answer that goes on has said nothing for as long as it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +131,7 @@ class Api:
     Args:
         access: see `epp.kube.access.find`.
         connect: seconds that a connection may take; see `connect_within`.
-        timeout: seconds that an answer may take, watches excepted.
+        timeout: seconds that an answer may take; until its first byte, of a watch.
         now: the monotonic clock, seconds.
     """
 
@@ -230,24 +238,34 @@ class Api:
         return any(each.get("name") == resource.plural for each in found.get("resources") or ())
 
     @asynccontextmanager
-    async def lines(self, path: str, params: Mapping[str, str], within: float) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def lines(
+        self, path: str, params: Mapping[str, str], within: float, silence: float | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The lines of an answer that goes on, as a watch's does; many may be there at once.
 
         Args:
             path: from the server's root.
             params: of the query.
             within: seconds after which the answer is broken off from our side.
+            silence: seconds that it may say nothing; None for no limit.
 
         Raises:
             ApiError: the API server refuses.
+            Silent: it has said nothing for so long.
             Unreachable: it can't be asked, or breaks off in the middle.
         """
-        async with self._opened("GET", path, None, params, within) as response:
+        async with self._opened("GET", path, None, params, within, silence) as response:
             yield _lines(response)
 
     @asynccontextmanager
     async def _opened(
-        self, method: str, path: str, body: Any, params: Mapping[str, str], within: float
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        params: Mapping[str, str],
+        within: float,
+        silence: float | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         try:
             for last in (False, True):
@@ -255,16 +273,21 @@ class Api:
                 headers = {"Authorization": f"Bearer {token}"} if token else {}
                 if body is not None:
                     headers["Content-Type"] = "application/json"
-                async with self._session.request(
-                    method,
-                    self.access.server + path,
-                    data=None if body is None else msgspec.json.encode(body),
-                    params=params,
-                    headers=headers,
-                    timeout=aiohttp.ClientTimeout(total=within, sock_connect=self.connect_within),
-                    server_hostname=self.access.server_name or None,
-                    allow_redirects=False,
-                ) as response:
+                timeout = aiohttp.ClientTimeout(total=within, sock_connect=self.connect_within, sock_read=silence)
+                async with (
+                    asyncio.timeout(self._timeout) as head,
+                    self._session.request(
+                        method,
+                        self.access.server + path,
+                        data=None if body is None else msgspec.json.encode(body),
+                        params=params,
+                        headers=headers,
+                        timeout=timeout,
+                        server_hostname=self.access.server_name or None,
+                        allow_redirects=False,
+                    ) as response,
+                ):
+                    head.reschedule(None)
                     self._failing_since = None
                     if response.status == 401 and not last:
                         self.access.credentials.refused()
@@ -304,7 +327,7 @@ def _socket(address: tuple[Any, ...]) -> socket.socket:
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     rest: list[bytes] = []
-    async for chunk in response.content.iter_any():
+    async for chunk in _chunks(response):
         first, *others = chunk.split(b"\n")
         rest.append(first)
         for other in others:
@@ -314,6 +337,14 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
                 yield line
     if b"".join(rest).strip():
         raise Unreachable("the API server broke off in the middle of an event")
+
+
+async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in response.content.iter_any():
+            yield chunk
+    except aiohttp.SocketTimeoutError as error:
+        raise Silent(f"{response.url.origin()}{response.url.path}: says nothing any more") from error
 
 
 async def _refusal(response: aiohttp.ClientResponse, what: str) -> ApiError:

@@ -15,14 +15,16 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
-from epp.kube.client import Api, ApiError, ListMeta, Resource, Unreachable
+from epp.kube.client import Api, ApiError, ListMeta, Resource, Silent, Unreachable
 
 SLICE = 16
 """Events that are taken in at once: well below a millisecond."""
 
 _WATCH_SECONDS = (240.0, 360.0)  # how long a watch is asked to last; not the same for all replicas
 _MARGIN = 15.0
+_SILENCE = 70.0  # seconds; API servers send a bookmark about once a minute to whoever allows them
 _PROVEN = 5.0  # seconds after which a watch that said nothing counts as one that works
+_TAKEN = 1.0  # seconds that a watch has to last, or to say something, for the outage before it to be over
 _GONE = 410
 _BUSY = (429, 503)
 _SHOWN = 3  # objects that can't be read, in one message
@@ -86,6 +88,7 @@ class Backoff:
     def __init__(self, pace: Pace, now: Callable[[], float], source: random.Random) -> None:
         self._pace, self._now, self._random = pace, now, source
         self._began: float | None = None
+        self._before: float | None = None  # when the outage began that the last answer seems to have ended
         self._tries = 0
 
     def pause(self) -> float:
@@ -99,11 +102,16 @@ class Backoff:
 
     def answered(self) -> None:
         """The API server answers: what comes next is another outage. How often it was tried stays until `reset`."""
-        self._began = None
+        self._before, self._began = self._began, None
+
+    def withdrew(self) -> None:
+        """It took its answer back at once: the outage goes on that this seemed to end."""
+        self._began = self._before
 
     def reset(self) -> None:
         """What was answered has proven to work."""
-        self._began, self._tries = None, 0
+        self._began = self._before = None
+        self._tries = 0
 
 
 class _Event(msgspec.Struct):
@@ -157,6 +165,8 @@ class Reflector(Generic[T]):
         grace: seconds for which those are tried again, too, once it is synced: one refusal proves little.
         on_error: hears of a failure, once until another one comes.
         on_state: hears of every change of `stale_since` and `unread`.
+        silence: seconds after which a watch that says nothing is taken up again on another connection. This one may
+            have been dead for as long, and only what stands in between may have kept it.
         pace, now, source: the pauses, their clock, and their chance.
     """
 
@@ -174,6 +184,7 @@ class Reflector(Generic[T]):
         grace: float = 0.0,
         on_error: Callable[[str], None] = lambda _: None,
         on_state: Callable[[], None] = lambda: None,
+        silence: float = _SILENCE,
         pace: Pace | None = None,
         now: Callable[[], float] = time.monotonic,
         source: random.Random | None = None,
@@ -191,6 +202,7 @@ class Reflector(Generic[T]):
         self._ends, self._grace = ends, grace
         self._refused_since: float | None = None
         self._on_error, self._on_state = on_error, on_state
+        self._silence = silence
         self._now = now
         self._random = source or random.Random()
         self._backoff = Backoff(pace or Pace(), now, self._random)
@@ -212,7 +224,6 @@ class Reflector(Generic[T]):
                 if not self.version:
                     await self._list()
                 if await self._watch():
-                    self._backoff.reset()
                     continue
             except ApiError as error:
                 if self._ended_by(error.status):
@@ -222,6 +233,8 @@ class Reflector(Generic[T]):
                 if error.status != _GONE:
                     self._failed(str(error))
                 await asyncio.sleep(max(self._backoff.pause(), error.retry_after))
+                continue
+            except Silent:
                 continue
             except Unreachable as error:
                 self._failed(str(error))
@@ -245,9 +258,8 @@ class Reflector(Generic[T]):
             await asyncio.sleep(0)
         await self._sink.replace(items, unread)
         self._set_unread(unread)
-        self.synced = True
-        self.version = version
-        self._current()
+        self.synced, self.version = True, version
+        self._refused_since = None
 
     async def _watch(self) -> bool:
         """Follows one watch to its end; whether it has shown that it works.
@@ -259,16 +271,24 @@ class Reflector(Generic[T]):
         seconds = self._random.uniform(*_WATCH_SECONDS)
         params = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": self.version}
         params |= {"timeoutSeconds": str(int(seconds)), **self._selectors}
-        began, count = self._now(), 0
-        async with self._api.lines(self._path, params, seconds + _MARGIN) as lines:
+        count = 0
+        async with self._api.lines(self._path, params, seconds + _MARGIN, self._silence) as lines:
             self._current()
-            async for line in lines:
-                self._take(line)
-                count += 1
-                self._backoff.reset()
-                if count % SLICE == 0:
-                    await asyncio.sleep(0)
-        return count > 0 or self._now() - began > _PROVEN
+            began = self._now()
+            try:
+                async for line in lines:
+                    self._take(line)
+                    count += 1
+                    self._backoff.reset()
+                    if count % SLICE == 0:
+                        await asyncio.sleep(0)
+            finally:
+                lasted = self._now() - began
+                if count or lasted > _PROVEN:
+                    self._proven()
+                elif lasted < _TAKEN:
+                    self._backoff.withdrew()
+        return count > 0 or lasted > _PROVEN
 
     def _take(self, line: bytes) -> None:
         try:
@@ -322,11 +342,15 @@ class Reflector(Generic[T]):
         self._tell(message)
 
     def _current(self) -> None:
-        self._told, self._refused_since = "", None
+        self._refused_since = None
         self._backoff.answered()
         if self.stale_since is not None:
             self.stale_since = None
             self._on_state()
+
+    def _proven(self) -> None:
+        self._told = ""
+        self._backoff.reset()
 
     def _tell(self, message: str) -> None:
         if message != self._told:

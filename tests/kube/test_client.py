@@ -214,6 +214,48 @@ async def test_refusals_are_told_once_and_tried_again(fake: FakeApi, api: Api, s
         assert str(status) in watching.sink.errors[0]
 
 
+async def test_a_list_is_no_answer_while_the_watch_after_it_is_refused(fake: FakeApi, api: Api) -> None:
+    """As with a Role without `watch`: it is told once, stays stale, and the outage gets old."""
+    now = 0.0
+    fake.apply(pod("a"))
+    fake.denied = {("watch", "pods")}
+    async with Watching(api, now=lambda: now, pace=Pace(0.5, 0.001, 30.0, 0.5)) as watching:
+        await watching.sink.until(lambda: watching.sink.lists > 4)
+        assert (len(watching.sink.errors), watching.reflector.stale_since) == (1, 0.0)
+        now = 31.0
+        lists, since = watching.sink.lists, time.monotonic()
+        await watching.sink.until(lambda: watching.sink.lists > lists + 2)
+        assert time.monotonic() - since > 0.25
+        fake.denied.clear()
+        await watching.sink.until(lambda: watching.reflector.stale_since is None)
+
+
+async def test_a_watch_that_says_nothing_is_taken_up_on_another_connection(fake: FakeApi, api: Api) -> None:
+    """Its own may be dead, and only kept by a load balancer; where nobody has anything to say that is no outage."""
+    fake.apply(pod("a"))
+    async with Watching(api, silence=0.3) as watching:
+        await watching.until_names("a")
+        await until(lambda: [verb for verb, _ in fake.requests].count("watch") == 1, "it watches")
+        fake.silent = True
+        fake.apply(pod("b"))
+        await until(lambda: [verb for verb, _ in fake.requests].count("watch") > 1, "it watches again")
+        fake.silent = False
+        await watching.until_names("a", "b")
+        assert (watching.sink.errors, watching.reflector.stale_since, watching.sink.lists) == ([], None, 1)
+
+
+async def test_a_watch_whose_answer_doesnt_begin_is_given_up() -> None:
+    opened: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: opened.append(writer), "127.0.0.1", 0)
+    api = Api(Access("http://127.0.0.1:{1}".format(*server.sockets[0].getsockname()), FixedToken()), timeout=0.1)
+    async with server, aclosing(api):
+        with pytest.raises(Unreachable, match="no answer in time"):
+            async with asyncio.timeout(10), api.lines("/api/v1/pods", {"watch": "1"}, within=300.0):
+                pass
+        for writer in opened:
+            writer.close()
+
+
 async def test_a_kind_that_is_not_served_ends_it(fake: FakeApi, api: Api) -> None:
     fake.unserve(POOLS.group_version)
     async with Watching(api, POOLS) as watching:
@@ -300,6 +342,16 @@ def test_an_outage_after_an_answer_is_another_one() -> None:
         backoff.pause()
     backoff.answered()
     assert [backoff.pause() <= 1.0 for _ in range(5)] == [True] * 5
+
+
+def test_an_answer_that_is_taken_back_at_once_ends_no_outage() -> None:
+    now = 0.0
+    backoff = Backoff(Pace(), lambda: now, random.Random(1))
+    for now in range(40):  # noqa: B007 (the clock)
+        backoff.answered()
+        backoff.withdrew()
+        pause = backoff.pause()
+    assert pause >= 7.5 / 2
 
 
 async def test_the_pauses_of_the_outage_before_are_forgotten_while_a_watch_says_nothing(

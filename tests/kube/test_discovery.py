@@ -102,6 +102,17 @@ async def test_v1alpha2_where_v1_is_out_of_reach(fake: FakeApi, api: Api, how: s
         assert following.members == {"a-rank-0": "10.0.0.1:8000"}
 
 
+@pytest.mark.parametrize("status", [403, 404])
+async def test_a_pool_that_cant_be_asked_for_yet_is_asked_for_soon(fake: FakeApi, api: Api, status: int) -> None:
+    """As of an API server that has just begun, and doesn't know the kind or the Role yet."""
+    fake.apply(pool("llama", LABELS), pod("a", "10.0.0.1", labels=LABELS))
+    fake.failures = [Failure(status, 1000, "inferencepools")]
+    async with Following(api, Wanted(pool="llama", group=POOL_GROUP)) as following:
+        assert not following.pool.synced
+        fake.failures.clear()
+        await following.until(lambda: following.pool.synced, 2.0)
+
+
 async def test_a_pool_that_comes_late_goes_and_comes_back(fake: FakeApi, api: Api) -> None:
     """Without it nobody is in it, and the picker isn't ready."""
     fake.apply(pod("a", "10.0.0.1", labels=LABELS))

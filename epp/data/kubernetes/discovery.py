@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -27,7 +27,7 @@ from epp.data.objects import PoolSpec
 from epp.errors import ConfigError
 from epp.kube.client import MODELS, OBJECTIVES, OLD_POOLS, PODS, POOLS, REWRITES, Api, ApiError, Resource
 from epp.kube.selectors import format_selector, parse_selector
-from epp.kube.watch import Change, Name, Object, Pace, Reflector, Sink
+from epp.kube.watch import Backoff, Change, Name, Object, Pace, Reflector, Sink
 from epp.pool import Pool
 
 _ABSENT = (403, 404)
@@ -95,9 +95,16 @@ class _Collected(Generic[T]):
 
 @dataclass(slots=True, eq=False)
 class _Candidate:
-    """An InferencePool under one of its API groups: `known` is whether it has been looked for."""
+    """An InferencePool under one of its API groups.
+
+    Attributes:
+        backoff: the pauses between two looks while it can't be asked for.
+        known: whether it has been looked for.
+        spec: what it declares; None if it isn't there.
+    """
 
     resource: Resource
+    backoff: Backoff
     known: bool = False
     spec: PoolSpec | None = None
 
@@ -116,7 +123,8 @@ class KubernetesDiscovery:
         on_state: called whenever the pool is synced, or no longer, and whenever `stale` or `unread`
             changes.
         patience: seconds that a start waits for the API server before it goes on without.
-        look_again: seconds until a kind that isn't there is asked for again; a tenth of it for pools.
+        look_again: seconds until a kind that isn't there is asked for again. Pools are at the pace of an outage, and
+            at most after a tenth of it: an API server that has just begun may not know them yet.
         pace, now, source: see `Reflector`.
     """
 
@@ -143,7 +151,8 @@ class KubernetesDiscovery:
         self._wanted = wanted
         self._on_error, self._on_state = on_error, on_state
         self._pace, self._now, self._random = pace, now, source or random.Random()
-        self._candidates = [_Candidate(resource) for resource in wanted.pools]
+        looks = replace(pace or Pace(), late_cap=look_again / 10)
+        self._candidates = [_Candidate(each, Backoff(looks, now, self._random)) for each in wanted.pools]
         self._members = Members(pool, on_pool, self._review_synced)
         self._spec: PoolSpec | None = None
         self._selector = ""  # the one whose pods are followed
@@ -260,7 +269,7 @@ class KubernetesDiscovery:
             self._candidate_changed(candidate, None)
             if error.status != 404 or candidate is self._candidates[0]:
                 self._failed(str(candidate.resource), str(error))
-        await asyncio.sleep(self._look_again / 10 * self._random.uniform(0.8, 1.2))
+        await asyncio.sleep(candidate.backoff.pause())
 
     async def _follow_first(self, resources: Sequence[Resource], kind: type[T], sink: Sink[T]) -> None:
         """Follows the first of several versions of a kind that the API server has, and lets us see.
