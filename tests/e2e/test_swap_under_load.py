@@ -24,8 +24,8 @@ EVERY = REQUESTS // (SWAPS + 1)
 PATIENCE = 60.0
 """Seconds that Envoy waits for the picker.
 
-After its usual 5 it goes on without it, as it does on a machine that is too full for 200 requests a second, with requests
-that wait to be taken up, swaps or not: those are not what is looked for.
+After its usual 5 it goes on without it, as it does on a machine that is too full for 200 requests a second with those
+that wait to be taken up, swaps or not: they are not what is looked for.
 """
 LONG = 10
 """Every so many requests there is one whose answer takes longer than a swap."""
