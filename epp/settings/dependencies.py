@@ -38,6 +38,27 @@ def resolve_producers(
     return instances.of("fetcher"), _ordered(instances.of("producer"), graph, report)
 
 
+def check_named(instances: Instances, report: Report) -> None:
+    """Whether each producer that a parameter such as `inFlightLoadProducerName` names is there.
+
+    Those whose keys are read are `resolve_producers`' business; what they write may be the mechanism's own here.
+    """
+    for instance in list(instances.by_name.values()):
+        if instance.plugin is None or instance.parameters is None:
+            continue
+        read = {key.producer for key in _keys(instance, "reads", report)}
+        for field, name in instance.parameters:
+            if field.endswith("producer_name") and isinstance(name, str) and name not in {"", *read}:
+                _check_name(name, instance, instances, report)
+
+
+def _check_name(name: str, instance: Instance, instances: Instances, report: Report) -> None:
+    if not instances.known(name):
+        hint = suggestion(name, instances.able("producer", "fetcher"))
+        why = f'names the producer "{name}", which is neither configured nor a known type{hint}'
+        report.error(instance.place_of(name), f"{instance.title} {why}")
+
+
 def _ordered(producers: list[Instance], graph: dict[Instance, list[Instance]], report: Report) -> list[Instance]:
     among = set(producers)
     edges = {p: [w for w in graph.get(p, ()) if w in among and not (w.is_a("fetcher") and w is p)] for p in producers}

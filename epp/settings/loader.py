@@ -14,7 +14,7 @@ from epp.errors import ConfigError
 from epp.plugin import Context, Router
 from epp.settings.data_layer import resolve_sources
 from epp.settings.decode import decode_config
-from epp.settings.dependencies import resolve_producers
+from epp.settings.dependencies import check_named, resolve_producers
 from epp.settings.document import Document, read
 from epp.settings.instances import Instance, Instances
 from epp.settings.migrations import migrated
@@ -151,6 +151,7 @@ def _resolve(config: EndpointPickerConfig, instances: Instances, document: Docum
     parsers = _parsers(config, instances, report)
     asked_for = instances.asked_for.values()
     hooked = [i for i in instances.by_name.values() if i.hooked or i in members or i in asked_for]
+    check_named(instances, report)
     fetchers, producers = resolve_producers(instances, hooked, report)
     shadow, beside = None, dict[str, Instance]()
     if config.shadow is not None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import epp.plugin
 from epp.plugin import pool_key, request_key
 from epp.settings import InvalidConfig, resolve
 from epp.testing import context
@@ -120,6 +121,28 @@ def test_unknown_producer_of_several_keys():
     (message,) = errors({"reader": Reader}, "plugins: [{type: reader}]")
     assert 'reads one and other from the producer "length-producr"' in message
     assert message.endswith('; did you mean "length-producer"?')
+
+
+def test_a_name_that_is_only_named():
+    """A parameter that re-points to a producer names one that is there, whoever keeps the numbers here."""
+
+    class Named:
+        class Parameters(epp.plugin.Parameters):
+            in_flight_load_producer_name: str | None = None
+
+        def __init__(self, parameters):
+            pass
+
+        def score(self, request, c):
+            return np.zeros(len(c))
+
+    entry = "plugins: [{type: named, parameters: {inFlightLoadProducerName: %s}}]"
+    (message,) = errors({"named": Named}, entry % "length-producr")
+    assert message == (
+        'plugins[0].parameters.inFlightLoadProducerName: "named" (plugins[0]) names the producer '
+        '"length-producr", which is neither configured nor a known type; did you mean "length-producer"?'
+    )
+    assert load({"named": Named}, entry % "length-producer").router.producers == ()
 
 
 def test_wrong_producer():
