@@ -2,7 +2,8 @@
 
 `liveness` is SERVING as long as anybody answers. Every other name asks for readiness: "", `readiness`, the ext_proc
 service's own, `inference-extension`, and whatever else a probe may have been told to ask for. Where one of several
-replicas leads, only the leader is ready, and names that nobody here knows are SERVICE_UNKNOWN, as in llm-d.
+replicas leads, only the leader is ready, and names besides the first three and `liveness` are SERVICE_UNKNOWN, as in
+llm-d.
 """
 
 import asyncio
@@ -18,8 +19,8 @@ from grpc_health.v1.health_pb2 import (
 
 SERVICE = "grpc.health.v1.Health"
 LIVENESS = "liveness"
-NAMES = ("", LIVENESS, "readiness", "envoy.service.ext_proc.v3.ExternalProcessor", "inference-extension")
-"""What `List` tells of."""
+NAMES = ("", LIVENESS, "readiness", "envoy.service.ext_proc.v3.ExternalProcessor")
+"""What `List` tells of, and what is known where there is an election."""
 
 
 class HealthService:

@@ -3,8 +3,9 @@
 Times and name are llm-d's: a lease of 15 s, renewed every 2 s. Two things are quicker, and one is calmer. A follower
 watches the Lease, and so takes over as soon as it is released. A leader writes down where its health port is, and a
 follower keeps a connection to it: when that breaks and the port refuses another one, the process is gone, and the
-follower takes the Lease before it runs out. And a leader that can't reach the API server goes on until it learns of
-another one: nobody who can't reach it either can take its place, and two pickers that both answer do no harm.
+follower takes the Lease before it runs out, or leads without it while the API server can't be asked. And a leader that
+can't reach the API server goes on until it learns of another one: nobody who can't reach it either can take its place,
+and two pickers that both answer do no harm.
 
 How old a Lease is is judged by when it was last seen to change, on the own clock: clocks of nodes may differ.
 """
@@ -158,11 +159,17 @@ class Election:
                 async with asyncio.timeout(self._terms.deadline):
                     await self._try()
                 self._told = ""
-            except (ApiError, Unreachable) as error:
-                if not (isinstance(error, ApiError) and error.status == 409):  # somebody else was quicker
+            except ApiError as error:
+                if error.status != 409:  # somebody else was quicker
                     self._tell(f"the Lease {self._namespace}/{self._name}: {error}")
+                if error.status >= 500:
+                    self._stand_in()
+            except Unreachable as error:
+                self._tell(f"the Lease {self._namespace}/{self._name}: {error}")
+                self._stand_in()
             except TimeoutError:
                 self._tell(f"the Lease {self._namespace}/{self._name}: no answer in {self._terms.deadline:g} s")
+                self._stand_in()
             except Exception as error:  # noqa: BLE001 (the root of a task; on_error counts it)
                 self._tell(f"the Lease {self._namespace}/{self._name}: {type(error).__name__}: {error}")
             with contextlib.suppress(TimeoutError):
@@ -185,6 +192,14 @@ class Election:
             return
         await self._write(self._held(self._seen))
         self._set_leading(True)
+
+    def _stand_in(self) -> None:
+        """Leads without the Lease where its holder's process is gone and nobody can ask for it: else nobody would.
+
+        Others may do the same; the first that gets the Lease, once it can be asked for, remains.
+        """
+        if self.holder and self.holder == self._dead:
+            self._set_leading(True)
 
     async def _renewed(self) -> bool:
         """Whether nobody has changed the Lease since it was last seen to be ours."""
@@ -260,10 +275,19 @@ class Election:
 
         Who leads and sees somebody else's later term doesn't wait for an attempt under way, which may hang.
         """
-        if self.leading and item.holder not in ("", self._identity) and item.transitions > self._transitions:
+        if self.leading and change != "DELETED" and self._is_later(item):
             self._set_leading(False)
         if change == "DELETED" or item.holder != self.holder:
             self._wake.set()
+
+    def _is_later(self, item: Lease) -> bool:
+        """Whether it is somebody else's, and later than what was last seen: one that was made anew counts from 0."""
+        if item.holder in ("", self._identity):
+            return False
+        meta = self._seen.get("metadata") or {}
+        if item.metadata.uid != meta.get("uid"):
+            return (item.metadata.creation_timestamp or "") >= (meta.get("creationTimestamp") or "")
+        return item.transitions > self._transitions
 
     def _follow_holder(self) -> None:
         """Keeps a connection to the leader, if it has said where, to notice at once when its process is gone."""

@@ -11,7 +11,7 @@ from epp.kube.access import Access, FixedToken
 from epp.kube.client import Api
 from epp.kube.election import ADDRESS, Election, Lease, Terms, own_address
 from tests.e2e.harness import until
-from tests.kube.api import FakeApi
+from tests.kube.api import Failure, FakeApi
 
 QUICK = Terms(duration=0.6, retry=0.05, probe=0.02)
 LONG = Terms(duration=60.0, retry=30.0, probe=0.02)
@@ -165,6 +165,30 @@ async def test_the_lease_of_a_process_that_is_gone_is_taken_before_it_runs_out(
         assert lease(fake)["metadata"]["annotations"] == {ADDRESS: "127.0.0.1:9003"}
 
 
+@pytest.mark.parametrize("how", ["away", "broken"])
+async def test_without_an_api_server_the_one_that_outlives_the_leader_stands_in(
+    fake: FakeApi, replicas: Replicas, how: str
+) -> None:
+    """Nobody could take the Lease, and there would be no picker; who gets it afterwards remains."""
+    async with Port() as port:
+        first = replicas.add("first", LONG, address=port.address)
+        await until(leads(first), "it leads")
+        second, third = replicas.add("second"), replicas.add("third")
+        await until(lambda: len(port.connected) == 2, "both keep a connection")
+        if how == "away":
+            await fake.down()
+        else:
+            fake.failures = [Failure(503, 10**6)]
+        await until(lambda: replicas.errors, "they have noticed")
+        assert {second.leading, third.leading} == {False}
+        port.kill()
+        await until(lambda: second.leading and third.leading, "they stand in", 5.0)
+        fake.failures = []
+        await fake.up()
+        await until(lambda: second.leading != third.leading, "one of them leads")
+        assert lease(fake)["spec"]["holderIdentity"] == ("second" if second.leading else "third")
+
+
 async def test_a_leader_that_cant_reach_the_api_server_goes_on_until_it_learns_of_another(
     fake: FakeApi, replicas: Replicas
 ) -> None:
@@ -211,6 +235,27 @@ async def test_a_leader_whose_renewal_hangs_learns_of_another_at_once(fake: Fake
     taken = lease(fake)
     taken["spec"] |= {"holderIdentity": "other", "leaseTransitions": 1}
     fake.apply(taken)
+    await until(lambda: not first.leading, "it has learnt", 5.0)
+    await replicas.stop()
+
+
+async def test_a_leader_whose_renewal_hangs_learns_that_the_lease_was_made_anew(fake: FakeApi, stuck: Stuck) -> None:
+    """Which counts its terms from 0 again."""
+    replicas = Replicas(stuck)
+    first = replicas.add("first", Terms(duration=0.6, retry=0.05, deadline=100.0, probe=0.02))
+    await until(leads(first), "it leads")
+    stuck.stuck = True
+    await until(lambda: [verb for verb, _ in fake.requests].count("watch") == 1, "it watches")
+    old = lease(fake)
+    meta = {"uid": "before", "creationTimestamp": "2020-01-01T00:00:00Z"}
+    of_old = {"metadata": meta, "spec": {"holderIdentity": "other", "leaseTransitions": 7}}
+    first.change("MODIFIED", msgspec.convert(of_old, Lease))
+    assert first.leading, "one from before ours proves nothing"
+    fake.remove(old)
+    spec = {"holderIdentity": "other", "leaseTransitions": 0}
+    fake.apply(
+        {"apiVersion": old["apiVersion"], "kind": "Lease", "metadata": {"name": old["metadata"]["name"]}, "spec": spec}
+    )
     await until(lambda: not first.leading, "it has learnt", 5.0)
     await replicas.stop()
 

@@ -144,7 +144,9 @@ async def test_only_a_leader_is_ready(leads: bool) -> None:
     """A follower lives; names that nobody knows are unknown to either."""
     health = HealthService(lambda: True, lambda: leads)
     ready = SERVING if leads else NOT_SERVING
-    expected = dict.fromkeys(NAMES, ready) | {"liveness": SERVING, "anything": HealthCheckResponse.SERVICE_UNKNOWN}
+    expected = dict.fromkeys(["", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor"], ready)
+    expected |= {"liveness": SERVING}
+    expected |= dict.fromkeys(["inference-extension", "anything"], HealthCheckResponse.SERVICE_UNKNOWN)
     found = {name: (await health.check(HealthCheckRequest(service=name), None)).status for name in expected}
     assert found == expected
     health.set_ready(False)
