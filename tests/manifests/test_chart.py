@@ -129,3 +129,28 @@ def test_long_names():
     made = template(CHART, "--set", "envoy.enabled=true", name="r" * 53)
     check(made)
     assert all(len(each["metadata"]["name"]) <= 63 for each in made if each["kind"] in {"Service", "Deployment"})
+
+
+def test_names_that_look_like_numbers():
+    """Every name stays text, where it stands alone, too."""
+    given = (
+        "pool.name=12345",
+        "fullnameOverride=1e3",
+        "nameOverride=0x1f",
+        "serviceAccount.name=077",
+        "tls.secretName=1",
+    )
+    given += ("serviceMonitor.secretName=4", "metrics.readers[0].name=5", "metrics.readers[0].namespace=6")
+    given += ("objectives[0].name=2e3", "image.pullSecrets[0]=8", "priorityClassName=9")
+    switches = (
+        "serviceMonitor.enabled=true",
+        "podMonitor.enabled=true",
+        "httpRoute.enabled=true",
+        "istio.enabled=true",
+    )
+    switches += ("objectives[0].priority=1", "replicas=2")
+    made = template(CHART, "--set-string", ",".join(given), "--set", ",".join(switches), name="10", namespace="123")
+    check(made)
+    assert {each["metadata"].get("namespace", "123") for each in made} == {"123"}
+    (found,) = [each["metadata"]["name"] for each in made if each["kind"] == "InferencePool"]
+    assert found == "12345"

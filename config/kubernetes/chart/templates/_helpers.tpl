@@ -16,8 +16,8 @@
 {{- end }}
 
 {{- define "epp.selector" -}}
-app.kubernetes.io/name: {{ include "epp.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "epp.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "epp.labels" -}}
