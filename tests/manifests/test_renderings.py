@@ -217,6 +217,8 @@ def test_least_privilege(name: str) -> None:
         for rule in role["rules"]:
             if rule["resources"] == ["inferencepools"]:
                 assert rule["resourceNames"] == [said.pool_name]
+            if rule["resources"] == ["leases"] and rule["verbs"] != ["create"]:
+                assert rule["resourceNames"] == [f"epp-{role['metadata']['namespace']}-{said.pool_name}.llm-d.ai"]
     allowed = {
         ("authentication.k8s.io", "tokenreviews", ("create",)),
         ("authorization.k8s.io", "subjectaccessreviews", ("create",)),
