@@ -41,7 +41,9 @@ def decode_config(value: dict[str, Any], report: Report) -> EndpointPickerConfig
     repair = Repair(json.loads(json.dumps(value, default=str)))
     for _ in range(_ROUNDS):
         try:
-            return decode(EndpointPickerConfig, repair.value)
+            config = decode(EndpointPickerConfig, repair.value)
+            report.replaced = repair.replaced
+            return config
         except ValidationError as error:
             for fault in repair.take(_own(error.errors(include_url=False), EndpointPickerConfig)):
                 report.error(fault["loc"], _message(fault, EndpointPickerConfig))

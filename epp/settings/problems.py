@@ -61,14 +61,19 @@ class InvalidConfig(ConfigError):
 
 @dataclass(slots=True)
 class Report:
-    """Collects the errors and warnings of one load."""
+    """Collects the errors and warnings of one load.
+
+    Attributes:
+        replaced: places whose value is not what the file says, which has been told: further errors there only follow.
+    """
 
     errors: list[tuple[Path, str]] = field(default_factory=list)
     warnings: list[tuple[Path, str]] = field(default_factory=list)
+    replaced: set[Path] = field(default_factory=set)
 
     def error(self, path: Path, message: str) -> None:
         """Something that makes the configuration unusable."""
-        if (path, message) not in self.errors:
+        if (path, message) not in self.errors and not any(within(path, place) for place in self.replaced):
             self.errors.append((path, message))
 
     def warning(self, path: Path, message: str) -> None:

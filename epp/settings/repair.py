@@ -29,7 +29,7 @@ _PLUGINS = {("plugins",), ("shadow", "plugins")}
 
 
 class Repair:
-    """One value on its way to a configuration; `value` is how far it is.
+    """One value on its way to a configuration; `value` is how far it is, `replaced` the places that were filled.
 
     Args:
         value: of the file, not yet decoded; it is changed.
@@ -37,11 +37,11 @@ class Repair:
 
     def __init__(self, value: dict[str, Any]) -> None:
         self.value = value
-        self._replaced: set[Path] = set()
+        self.replaced: set[Path] = set()
 
     def take(self, faults: Sequence[ErrorDetails]) -> list[ErrorDetails]:
         """Mends what these are about; gives back those that don't only follow from what was mended."""
-        told = [fault for fault in faults if not any(within(fault["loc"], place) for place in self._replaced)]
+        told = [fault for fault in faults if not any(within(fault["loc"], place) for place in self.replaced)]
         for fault in faults:
             if fault["type"] == "extra_forbidden":
                 self._respell(fault)
@@ -65,7 +65,7 @@ class Repair:
             parent[key] = _LISTS["plugins"][0] if place[:-1] in _PLUGINS else item
         elif isinstance(parent, dict):
             self._fill_key(parent, str(key), fault)
-        self._replaced.add(place)
+        self.replaced.add(place)
 
     def _fill_key(self, parent: dict[str, Any], key: str, fault: ErrorDetails) -> None:
         wrong, place = parent.pop(key, None), fault["loc"]
@@ -74,7 +74,7 @@ class Repair:
         elif place in _PLUGINS or key in {"schedulingProfiles", "sources"}:
             parent[key] = _LISTS[key]
         elif key == "priority":
-            parent[key] = -len(self._replaced) - 2**40  # nobody else's
+            parent[key] = -len(self.replaced) - 2**40  # nobody else's
         elif fault["type"] == "missing" or place in {("apiVersion",), ("kind",)}:
             parent[key] = _FILLED[key]
 

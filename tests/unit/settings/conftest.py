@@ -62,6 +62,16 @@ class TunedScorer:
         return np.zeros(len(c))
 
 
+class NeedyScorer(QueueScorer):
+    """Has a parameter without a default."""
+
+    class Parameters(epp.plugin.Parameters):
+        need: int
+
+    def __init__(self, parameters: Parameters) -> None:
+        pass
+
+
 class AlphaScorer(QueueScorer):
     stability = "alpha"
 
@@ -138,6 +148,7 @@ TYPES: dict[str, type] = {
     "plain-filter": PlainFilter,
     "filter-and-scorer": FilterAndScorer,
     "tuned-scorer": TunedScorer,
+    "needy-scorer": NeedyScorer,
     "alpha-scorer": AlphaScorer,
     "old-scorer": OldScorer,
     "choosy-scorer": Choosy,

@@ -244,6 +244,7 @@ SLIPS = {
     "- {type: tuned-scorer, name: tuned}": ("- {name: tuned}", "plugins[1].type"),
     "- {type: plain-filter, name: plain}": ("- 3", "plugins[2]"),
     "maxCount: 5": ("maxCount: high", "plugins[3].parameters.maxCount"),
+    "{type: needy-scorer, parameters: {need: 1}}": ("{type: needy-scorer, parameters: 3}", "plugins[5].parameters"),
     "- {type: random-picker, name: last}": ("- {type: random-picker, name: ''}", "plugins[4].name"),
     "- {pluginRef: queue-scorer}": ("- {weight: 1}", "schedulingProfiles[0].plugins[0].pluginRef"),
     "- {pluginRef: tuned}": ("- tuned", "schedulingProfiles[0].plugins[1]"),
@@ -265,6 +266,7 @@ plugins:
 - {type: plain-filter, name: plain}
 - {type: tuned-scorer, name: other, parameters: {maxCount: 5}}
 - {type: random-picker, name: last}
+- {type: needy-scorer, parameters: {need: 1}}
 schedulingProfiles:
 - name: a
   plugins:
