@@ -136,9 +136,8 @@ class _Layer:
             return None
         readers = self._readers(source, "notified")
         if not readers:
-            self._report.warning(
-                source.path, f"{source.title}: no extractor hears of what it would see: it sees nothing"
-            )
+            message = f"{source.title} is accepted, and watches nothing: no extractor hears of what it would see"
+            self._report.warning(source.path, message)
             return None
         hearing = [ObjectReader(each.name, each.type, each.plugin.notified) for each in readers]
         return ObjectWatch(source.name, source.type, kind, tuple(hearing))

@@ -205,7 +205,9 @@ def test_nobody_hears():
     """A source of objects without an extractor is none, and that is said."""
     router = load(f"plugins: [{CONFIG_MAPS}]")
     assert router.sources.watches == ()
-    assert [warning for warning in router.warnings if "no extractor hears of what it would see" in warning]
+    assert [
+        warning for warning in router.warnings if "watches nothing: no extractor hears of what it would see" in warning
+    ]
 
 
 @pytest.mark.parametrize(
