@@ -8,7 +8,7 @@ What it does
         seconds = wait + delay + eviction + room + answer
         wait     = speed * ((pending + other + own) * token + start)
         delay    = work * arrivals * backlog / (1 - busy),    work = own * token
-        eviction = work * repeated * full / (1 - full)
+        eviction = work * repeated * (full / (1 - full) + min(800 s / age, 2.5))
         room     = duration * lacking / used
         answer   = speed * answerTokens * (batch * member + held * read + step)
 
@@ -26,8 +26,10 @@ What it does
       So the fuller the pool, the more a cached prefix is worth; while some are idle, this makes no difference.
     - `eviction`: what is computed takes the place of something cached, that somebody may come back for: as likely as
       tokens of prompts are `repeated` at all, by the share of them that some endpoint had, over the last half minute;
-      and the less of the KV cache is left to prefixes, the sooner. `full` is the share in use, with what is pending
-      and this request.
+      the less of the KV cache is left to prefixes, the sooner; and the younger is what goes, the likelier. `full` is
+      the share in use, with what is pending and this request. `age`: an engine that writes so many tokens a second
+      (computed ones and answers, over the last half minute) writes all that is left to prefixes anew in so many
+      seconds. So contexts settle where caches are used least.
     - `room`: if that is more than there is, the seconds until enough has come free: by Little's law an engine frees
       what is `used` once in the mean `duration` of a request.
     - `answer`: `batch` are the requests in flight there, `held` the tokens of their prompts, which decoding reads: both
@@ -55,7 +57,7 @@ Writes
 Parameters
     - `prefillTokensPerSecond` (20000): what is believed of the engines before anything is observed. A wrong value
       matters for the first dozens of requests only.
-    - `answerTokens` (75): how much of the answer counts as waiting. 0 looks at the first token alone; more keeps
+    - `answerTokens` (50): how much of the answer counts as waiting. 0 looks at the first token alone; more keeps
       batches more equal, at the cost of prefix hits.
     - `prefixMatchInfoProducerName` (approx-prefix-cache-producer): whose figures to use.
 
@@ -119,9 +121,14 @@ WINDOW: Final = 30.0
 """Seconds over which arrivals and work are averaged."""
 BUSIEST: Final = 0.9
 """The share of time above which engines don't count as busier: beyond it the estimate says nothing any more."""
+HORIZON: Final = 800.0
+"""Seconds that a prefix has to stay for a computed token to cost the prefixes one token more."""
+MOST_EVICTED: Final = 2.5
+"""Tokens that a computed one costs at most by that."""
 FULLEST: Final = 0.95
 """The share of the KV cache above which it doesn't count as fuller."""
-_ZERO, _ONE, _FULLEST = np.zeros(()), np.ones(()), np.array(FULLEST)  # arrays: numpy takes longer over plain numbers
+# Arrays: numpy takes longer over plain numbers.
+_ZERO, _ONE, _FULLEST, _MOST_EVICTED = np.zeros(()), np.ones(()), np.array(FULLEST), np.array(MOST_EVICTED)
 _EVERY: Final = 8  # observations between two fits
 _SAME: Final = 1e-6  # seconds by which the time of one scrape may seem to differ
 
@@ -137,6 +144,7 @@ _SAME: Final = 1e-6  # seconds by which the time of one scrape may seem to diffe
     _OTHER,  # what isn't ours, at _SEEN: tokens that wait, requests, tokens held
     _OTHER_REQUESTS,
     _OTHER_HELD,
+    _WRITTEN,  # tokens computed and answered, fading; see `_Work.written`
     _QUEUED,  # our prompts that aren't known to be done
     _MOST_QUEUED,  # the highest number of them, of our requests and of their tokens since the last scrape
     _MOST_INFLIGHT,
@@ -148,7 +156,7 @@ _SAME: Final = 1e-6  # seconds by which the time of one scrape may seem to diffe
     _NUMBER,  # observed requests, as far as they are remembered, and the mean of log(observed / expected)
     _LOG,
     _ROWS,
-) = range(21)
+) = range(22)
 _SCORED: Final = _QUEUED  # the rows before it are what a score is made of
 
 
@@ -250,6 +258,7 @@ class _Work:
         self.sent: dict[int, list[_Sent]] = {}  # by the decision's id, until its request has ended
         self.hears = False  # first bytes pass
         self.mean_tokens = self.mean_duration = 0.0
+        self._epoch = -inf  # when a written token weighs 1
         self._noise, self._observed = 0.5, 0  # the variance of log(observed / expected) within one endpoint
         self.hold(capacity - 1)
 
@@ -309,6 +318,7 @@ class _Work:
                 at[row] = most
         at[_HELD], at[_QUEUED], at[_TOKENS], at[_AT] = held, queued, sent.ahead, sent.at
         at[_HIGH] = at.item(_HIGH) + sent.tokens
+        self.wrote(slot, sent.tokens, sent.at)
         self.queues[slot].append(sent)
         self._bound(slot)
 
@@ -346,6 +356,18 @@ class _Work:
         queue = self.queues[slot]
         heard = self.hears and bool(queue) and all(each.streamed for each in queue)
         self.rows[_LOW, slot] = self.rows[_HIGH, slot] - queue[0].tokens if heard else 0.0
+
+    def wrote(self, slot: int, tokens: float, now: float) -> None:
+        """So many tokens are new in its KV cache."""
+        if not now - self._epoch < WINDOW:  # later ones weigh more, in place of fading all at each
+            self.rows[_WRITTEN] *= exp((self._epoch - now) / WINDOW)
+            self._epoch = now
+        self.rows[_WRITTEN, slot] += tokens * exp((now - self._epoch) / WINDOW)
+
+    def written(self, rows: Floats, seconds: float, now: float) -> Floats:
+        """Tokens that so many seconds write anew, at the rate of the last `WINDOW`; shape (n,)."""
+        tokens: Floats = rows[_WRITTEN] * (seconds / WINDOW * exp((self._epoch - now) / WINDOW))
+        return tokens
 
     # --- what is learnt
 
@@ -385,7 +407,7 @@ class WorkAheadScorer:
         """See the module's manual."""
 
         prefill_tokens_per_second: float = Field(default=20_000.0, gt=0.0)
-        answer_tokens: float = Field(default=75.0, ge=0.0)
+        answer_tokens: float = Field(default=50.0, ge=0.0)
         prefix_match_info_producer_name: str = APPROX_PREFIX_PRODUCER
 
     def __init__(self, parameters: Parameters, context: Context) -> None:
@@ -446,7 +468,7 @@ class WorkAheadScorer:
         arrivals, busy = work.traffic.rates(c.now)
         computed = own * token
         seconds += computed * (arrivals / len(c) * backlog / (1.0 - min(busy / len(c), BUSIEST)))
-        seconds += self._memory(computed, tokens, c)
+        seconds += self._memory(computed, tokens, work.written(rows, HORIZON, c.now), c)
         self._scored = (request, c.slots, own)
         if isnan(_least(c[KV_USAGE])):  # of some
             unknown = np.isnan(c[KV_USAGE])
@@ -454,8 +476,15 @@ class WorkAheadScorer:
                 seconds[unknown] = np.maximum(seconds[unknown], seconds[~unknown].min())
         return seconds
 
-    def _memory(self, computed: Floats, tokens: Floats, c: Candidates) -> Floats:
-        """Eviction and room, seconds, where so many tokens are still to come; what isn't known costs nothing."""
+    def _memory(self, computed: Floats, tokens: Floats, written: Floats, c: Candidates) -> Floats:
+        """Eviction and room, seconds; what isn't known costs nothing.
+
+        Args:
+            computed: seconds of work that the request brings, shape (n,).
+            tokens: that are still to come.
+            written: tokens in a `HORIZON`; overwritten.
+            c: the candidates.
+        """
         capacity = c[CACHE_BLOCKS] * c[CACHE_BLOCK_SIZE]
         used = np.fmax(c[KV_USAGE] * capacity, _ZERO)
         if not _least(capacity) > 0.0:
@@ -466,10 +495,14 @@ class WorkAheadScorer:
         if full[full.argmax()] >= FULLEST:
             self._short = full >= _FULLEST
             np.minimum(full, _FULLEST, out=full)
-        seconds: Floats = self._work.traffic.repeated * full
+        left = _ONE - full
+        written /= capacity
+        written /= left
+        np.minimum(written, _MOST_EVICTED, out=written)
+        seconds: Floats = np.divide(full, left, out=full)
+        seconds += written
         seconds *= computed
-        np.subtract(_ONE, full, out=full)
-        seconds /= full
+        seconds *= self._work.traffic.repeated
         if self._short is not None:
             wanted -= capacity
             np.maximum(wanted, _ZERO, out=wanted)
@@ -517,6 +550,8 @@ class WorkAheadScorer:
         """Nothing of it is left."""
         for sent in self._work.sent.pop(id(decision), ()):
             self._work.ended(sent)
+            if sent.slot >= 0:
+                self._work.wrote(sent.slot, outcome.usage.completion_tokens or 0, now)
         if outcome.duration is not None:
             self._work.mean_duration += (outcome.duration - self._work.mean_duration) / OWN_MEMORY
 
