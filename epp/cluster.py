@@ -15,7 +15,7 @@ from epp.data.kubernetes.notifications import Notifications, OnFault
 from epp.errors import ConfigError
 from epp.kube.access import find
 from epp.kube.client import Api
-from epp.kube.election import Election, own_address
+from epp.kube.election import Election, lease_name, own_address
 from epp.kube.reviews import Reviewer
 from epp.options import ServeOptions, listen_address
 from epp.pool import Pool
@@ -72,7 +72,7 @@ class Cluster:
                 "environment to the pod's name, shaped DEPLOYMENT-HASH-HASH"
             )
         self._options, self._environ, self._on_state, self._random = options, environ, on_state, source
-        self._lease = f"epp-{options.pool_namespace}-{name}.llm-d.ai"
+        self._lease = lease_name(options.pool_namespace, name)
         self._stale = False
         self.api = Api(find(environ))
         self.discovery = KubernetesDiscovery(

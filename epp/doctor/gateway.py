@@ -5,6 +5,7 @@ from typing import Any
 
 from epp.doctor.cluster import DESTINATION_RULES, ROUTES, Cluster, Object, at, conditions, name_of, why
 from epp.doctor.findings import Findings
+from epp.doctor.picker import pods as pickers
 from epp.doctor.target import Target
 from epp.kube.client import SERVICES
 
@@ -107,12 +108,18 @@ async def _check_service(cluster: Cluster, find: Findings, target: Target) -> No
         remedy = "create it, or correct spec.endpointPickerRef.name (extensionRef.name in v1alpha2)"
         find.broken("picker.service", subject, f"is not there, and {target} names it", remedy)
         return
-    ports = [each.get("port") for each in at(service, "spec", "ports") or ()]
+    ports = {each.get("port"): each for each in at(service, "spec", "ports") or ()}
     wanted = target.picker_port or 9002
     if wanted not in ports:
         message = f"has no port {wanted}, which {target} names; it has {', '.join(map(str, ports)) or 'none'}"
         find.broken("picker.service", subject, message, "correct the port in spec.endpointPickerRef, or the Service")
         return
+    to = ports[wanted].get("targetPort") or wanted
+    for each in await pickers(cluster, target):
+        if astray := each.leads_astray(to):
+            message = f"its port {wanted} leads to targetPort {to} of {each.subject}: {astray}"
+            find.broken("picker.service", subject, message, f"set its targetPort to {each.port('grpc')}")
+            return
     find.ok("picker.service", subject, f"has port {wanted}, which the pool names")
 
 

@@ -11,6 +11,7 @@ from epp.doctor.pods import explain, is_ready
 from epp.doctor.reach import Failed, Reach
 from epp.doctor.target import Target
 from epp.kube.client import LEASES, PODS, SERVICES
+from epp.kube.election import lease_name
 
 EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
 NAMES = ("liveness", "readiness", EXT_PROC)
@@ -37,6 +38,8 @@ async def check(cluster: Cluster, find: Findings, reach: Reach, target: Target, 
     ready = [picker for picker in pickers if is_ready(picker.pod)]
     if not pickers and cluster.refused(SERVICES):
         find.unknown("picker.ready", subject, "may not be read, and no pod names the pool", "ask as somebody who may")
+    elif not pickers and cluster.refused(PODS):
+        find.unknown("picker.ready", subject, "its pods may not be read", "ask as somebody who may")
     elif not pickers:
         remedy = "see the Deployment of the picker, and that the Service's selector has its pods' labels"
         find.broken("picker.ready", subject, "selects no pod", remedy)
@@ -147,7 +150,7 @@ async def _check_metrics(find: Findings, reach: Reach, picker: Picker) -> None:
 
 
 async def _check_lease(cluster: Cluster, find: Findings, target: Target) -> None:
-    name = f"epp-{target.namespace}-{target.pool_name}.llm-d.ai"
+    name = lease_name(target.namespace, target.pool_name)
     subject = f"Lease {target.namespace}/{name}"
     lease = await cluster.get(LEASES, target.namespace, name)
     if cluster.refused(LEASES):
@@ -159,7 +162,8 @@ async def _check_lease(cluster: Cluster, find: Findings, target: Target) -> None
         find.broken("picker.leader", subject, "nobody leads", remedy)
         return
     seconds = int(at(lease, "spec", "leaseDurationSeconds") or 15)
-    age = datetime.now(UTC) - datetime.fromisoformat(str(renewed))
+    now = cluster.api.time or datetime.now(UTC)  # our clock may be that of somebody's laptop
+    age = now - datetime.fromisoformat(str(renewed))
     if age > timedelta(seconds=seconds):
         message = f"{holder} leads, but hasn't renewed it for {age.total_seconds():.0f} s, of {seconds}"
         find.broken(

@@ -21,6 +21,7 @@ from epp.kube.client import (
     ApiError,
     Resource,
 )
+from epp.kube.election import lease_name
 
 _READ = ("get", "list", "watch")
 _WHO = Resource("authentication.k8s.io", "v1", "selfsubjectreviews")
@@ -57,10 +58,12 @@ def rights(target: Target, picker: Picker | None) -> Iterator[Right]:
     if picker is None:
         return
     if picker.on("ha-enable-leader-election"):
+        lease = lease_name(target.namespace, target.pool_name) if target.pool_name else ""
         for verb in ("get", "create", "update"):
-            yield Right(verb, LEASES, "it never leads, and so is never ready")
+            name = "" if verb == "create" else lease  # no rule can name what isn't there yet
+            yield Right(verb, LEASES, "it never leads, and so is never ready", name=name)
         for verb in ("list", "watch"):
-            yield Right(verb, LEASES, "it notices late when the leader is gone", needed=False)
+            yield Right(verb, LEASES, "it notices late when the leader is gone", needed=False, name=lease)
     if picker.on("metrics-endpoint-auth", default=True):
         for resource in (TOKEN_REVIEWS, ACCESS_REVIEWS):
             yield Right("create", resource, "nobody can read its metrics", needed=False, everywhere=True)

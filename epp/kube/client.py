@@ -10,6 +10,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -148,6 +150,7 @@ class Api:
         self._timeout = timeout
         self._now = now
         self._failing_since: float | None = None
+        self._dated: tuple[str, float] | None = None
         self._made: aiohttp.ClientSession | None = None
 
     def __repr__(self) -> str:
@@ -168,6 +171,17 @@ class Api:
                 proxy=self.access.proxy or None,
             )
         return self._made
+
+    @property
+    def time(self) -> datetime | None:
+        """What time it is by the API server's clock, as its last answer said, to the second; None if none did."""
+        if self._dated is None:
+            return None
+        told, at = self._dated
+        try:
+            return parsedate_to_datetime(told) + timedelta(seconds=self._now() - at)
+        except ValueError:
+            return None
 
     @property
     def connect_within(self) -> float:
@@ -289,6 +303,7 @@ class Api:
                 ):
                     head.reschedule(None)
                     self._failing_since = None
+                    self._dated = (response.headers["Date"], self._now()) if "Date" in response.headers else None
                     if response.status == 401 and not last:
                         self.access.credentials.refused()
                         continue

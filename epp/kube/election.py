@@ -331,6 +331,11 @@ class Election:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def lease_name(namespace: str, name: str) -> str:
+    """What the Lease of a pool's pickers is called, as llm-d calls it; in place of a pool it may be a Deployment's."""
+    return f"epp-{namespace}-{name}.llm-d.ai"
+
+
 def own_address(server: str) -> str:
     """The IP address that this host has on the way to a URL's host; "" if there is none."""
     url = urlsplit(server)

@@ -1,6 +1,7 @@
 """`epp doctor` against an API server, model servers and a picker that are real: what is well, and every fault."""
 
 import copy
+import re
 import json
 from datetime import UTC, datetime, timedelta
 
@@ -232,6 +233,33 @@ async def test_the_pools_service():
         "picker.service": f"has no port 9002, which InferencePool {NAMESPACE}/llama names; it has 9000"
     }
     assert "picker.service" in states(gone, "broken")
+
+
+@pytest.mark.parametrize(
+    ("target_port", "message"),
+    [
+        ("grpc", ""),
+        ("http", ""),
+        (7000, ""),
+        ("nope", "its port 9002 leads to targetPort nope of Pod llm/epp-0: no container has a port named 'nope'"),
+        (1, "its port 9002 leads to targetPort 1 of Pod llm/epp-0: it serves ext_proc on 9005, not 1"),
+        (None, "its port 9002 leads to targetPort 9002 of Pod llm/epp-0: it serves ext_proc on 9005, not 9002"),
+        ("metrics", "its port 9002 leads to targetPort metrics of Pod llm/epp-0: it serves ext_proc on 9005, not 9090"),
+    ],
+)
+async def test_where_the_service_leads(target_port, message):
+    """To ext_proc by number or name, or to a container that stands before it."""
+    async with running() as world:
+        made = world.picker("--grpc-port=9005")
+        made["status"].pop("podIP")
+        container = made["spec"]["containers"][0]
+        container["ports"] = [{"name": "grpc", "containerPort": 9005}, {"name": "metrics", "containerPort": 9090}]
+        made["spec"]["containers"].append({"name": "proxy", "ports": [{"name": "http", "containerPort": 7000}]})
+        world.api.apply(made)
+        port = {"port": 9002} | ({} if target_port is None else {"targetPort": target_port})
+        world.change("Service", "llama-epp", lambda each: each["spec"].update(ports=[port]))
+        findings = await world.examined()
+    assert states(findings, "broken").get("picker.service", "") == message
 
 
 async def test_istio():
@@ -508,6 +536,26 @@ async def test_flags():
     ]
 
 
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}, None),
+        ({"value": NAMESPACE}, None),
+        ({"value": "other"}, f"looks for its pool in namespace 'other', not in {NAMESPACE!r}"),
+        ({"valueFrom": {"configMapKeyRef": {"name": "a", "key": "b"}}}, None),
+        (None, f"looks for its pool in namespace '$(NAMESPACE)', not in {NAMESPACE!r}"),
+    ],
+)
+async def test_flags_with_variables(env, message):
+    """As Kubernetes writes them out; what only a ConfigMap says is left out, what nobody says stays as it is."""
+    async with running() as world:
+        made = world.picker("--pool-namespace=$(NAMESPACE)")
+        made["spec"]["containers"][0]["env"] = [{"name": "NAMESPACE", **env}] if env else []
+        world.api.apply(made)
+        findings = await world.examined()
+    assert states(findings, "broken").get("picker.pool") == message
+
+
 async def test_not_ready():
     """Its health service says so, the pod too."""
     async with running() as world:
@@ -525,6 +573,21 @@ async def test_no_pickers():
     assert states(findings, "broken") == {"picker.ready": "selects no pod"}
 
 
+async def test_pods_that_may_not_be_read():
+    """Nothing is known of the picker's then."""
+    async with running() as world:
+        world.api.denied.add(("list", "pods"))
+        findings = await world.examined()
+    assert "picker.ready" not in states(findings, "broken")
+    assert states(findings, "unknown")["picker.ready"] == "its pods may not be read"
+
+
+def leases(world):
+    """What has been asked about rights to Leases."""
+    asked = [spec for _, spec in world.api.reviewed]
+    return [spec for spec in asked if spec["resourceAttributes"]["resource"] == "leases"]
+
+
 async def test_leader_election():
     """A follower that isn't ready is well; a leader that doesn't renew isn't, nor is a probe that a follower fails."""
     flag = "--ha-enable-leader-election"
@@ -533,8 +596,12 @@ async def test_leader_election():
         world.api.apply(world.picker(flag), follower, world.lease())
         world.api.logs["epp-1"] = ""
         well = await world.examined()
+        named = {(spec["resourceAttributes"]["verb"], spec["resourceAttributes"].get("name")) for spec in leases(world)}
         world.api.apply(world.lease(renewed=datetime.now(UTC) - timedelta(minutes=1)))
         old = await world.examined()
+        world.api.clock = -60.0
+        behind = await world.examined()
+        world.api.clock = 0.0
         world.api.remove(world.lease())
         nobody = await world.examined()
         probed = copy.deepcopy(follower)
@@ -543,8 +610,12 @@ async def test_leader_election():
         world.api.apply(probed, world.lease())
         restarts = await world.examined()
     assert bad(well) == []
+    name = f"epp-{NAMESPACE}-llama.llm-d.ai"
+    assert named == {("create", None), *((verb, name) for verb in ("get", "list", "watch", "update"))}
+    assert bad(behind) == [], "its age is judged by the API server's clock, not by ours"
     assert states(well, "ok")["picker.ready"] == "1 of 2 pickers are ready, one of them as leader"
-    assert "hasn't renewed it for 60 s, of 15" in states(old, "broken")["picker.leader"]
+    told = states(old, "broken")["picker.leader"]  # HTTP's dates have whole seconds
+    assert re.search("hasn't renewed it for (59|60) s, of 15", told)
     assert states(nobody, "broken") == {"picker.leader": "nobody leads"}
     assert list(states(restarts, "broken")) == ["picker.probe"]
 

@@ -22,7 +22,7 @@ SERVICE = {
     "apiVersion": "v1",
     "kind": "Service",
     "metadata": {"name": "llama-epp", "namespace": NAMESPACE},
-    "spec": {"selector": {"app": "epp"}, "ports": [{"port": 9002}]},
+    "spec": {"selector": {"app": "epp"}, "ports": [{"port": 9002, "targetPort": "grpc"}]},
 }
 
 

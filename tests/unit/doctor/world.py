@@ -5,7 +5,8 @@ import copy
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import aiohttp
@@ -41,17 +42,24 @@ class Server(FakeApi):
     Attributes:
         logs: of pods, by name.
         me: who asks; "" if that can't be asked.
+        clock: seconds that its clock is ahead of ours.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.logs: dict[str, str] = {}
         self.me = "admin"
+        self.clock = 0.0
         self.reviewed: list[Any] = []
         self.serve(("LLMInferenceService", LLM_SERVICES[0]), ("PodMetrics", POD_METRICS))
         self.serve(("DestinationRule", Resource("networking.istio.io", "v1", "destinationrules")))
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        response = await self._answered(request)
+        response.headers["Date"] = format_datetime(datetime.now(UTC) + timedelta(seconds=self.clock), usegmt=True)
+        return response
+
+    async def _answered(self, request: web.Request) -> web.StreamResponse:
         parts = request.path.strip("/").split("/")
         if parts[-1] == "log":
             found = self.logs.get(parts[-2])
@@ -130,7 +138,7 @@ class World:
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {"name": "llama-epp", "namespace": NAMESPACE},
-            "spec": {"selector": {"app": "epp"}, "ports": [{"port": 9002}]},
+            "spec": {"selector": {"app": "epp"}, "ports": [{"port": 9002, "targetPort": "grpc"}]},
         }
         self.api.apply(made, route, service)
         for index, address in enumerate(ADDRESSES):
