@@ -1,16 +1,20 @@
 """Which policy routes better: the default against every baseline in `policies/`, replayed on simulated engines.
 
     python benchmarks/routing.py [--json] [--smoke] [--workloads NAME ...] [--engines N ...] [--loads SHARE ...]
-                                 [--policies NAME ...] [--seeds N] [--jobs N] [--picture FILE] [--find-capacities]
+                                 [--policies NAME ...] [--seeds N] [--first-seed N] [--jobs N] [--keep FILE]
+                                 [--picture FILE] [--find-capacities]
 
 Five workloads, the Mooncake synthetic trace among them, at shares of the engines' capacity: the highest rate at which
 the best baseline's TTFT p90 stays within five times the unloaded one (`epp.replay.capacity`). That takes longer to find
-than everything else together; what was found is kept in `capacities.json`, and `--find-capacities` finds it anew.
+than everything else together; what was found is kept in `capacities.json`, and `--find-capacities` finds it anew. It is
+measured at one number of engines (8, and 64 for the trace), and counts for others by the engine.
 
 `--json` prints a row for each workload, number of engines, load and policy: the means over the seeds. Each seed is one
 draw of the workload, the engines' jitter and the picker's own chance, the same for every policy. `default, rates x2`
 and `default, rates /2` are the default told twice and half of the rate that it believes in at first; a workload
-`NAME, unequal` runs on engines of which every second one is half as fast, at shares of three quarters of the capacity.
+`NAME, unequal` runs on engines of which every second one is half as fast, at shares of three quarters of the capacity;
+at 8 engines only, unless it is named. `--keep FILE` appends what has been replayed, a line each, and doesn't replay
+again what is there: an interrupted run goes on.
 
 Without `--json`: for each baseline the default's TTFT p90 by its own, as the geometric mean over the cases; and the
 cases in which the default is worse than the best baseline or than least-request, that is where the 95 % interval of the
@@ -19,6 +23,8 @@ ratio over the seeds (Student's t of its logarithm) lies above 1.03.
 
 import argparse
 import json
+import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -28,8 +34,8 @@ from pathlib import Path
 import numpy as np
 
 from epp.replay import Engines, Policy, View
-from epp.replay.result import FIGURES, Row, mean_row, row
-from epp.replay.runs import Case, Question, Source, capacities, replay
+from epp.replay.result import FIGURES, Row, mean_row
+from epp.replay.runs import Case, Question, Source, capacities, figures
 
 HERE = Path(__file__).parent
 POLICIES = HERE / "policies"
@@ -38,17 +44,23 @@ TRACE = HERE.parents[1] / "shared" / "data" / "traces" / "mooncake_synthetic.jso
 CAPACITIES = HERE / "capacities.json"
 
 WORKLOADS = {
-    "mooncake": {8: str(TRACE), 64: str(TRACE)},
-    "shared-prompts": {8: "shared-prompts:groups=20,users=10", 64: "shared-prompts:groups=10,users=10"},
-    "chat": {8: "chat:requests=480,sessions=240", 64: "chat:requests=240,sessions=240"},
-    "agents": {8: "agents:requests=90,sessions=30", 64: "agents:requests=45,sessions=30"},
-    "unshared": {8: "unshared:requests=300", 64: "unshared:requests=150"},
+    "mooncake": {8: Source(str(TRACE), 1_200), 64: Source(str(TRACE))},
+    "shared-prompts": {
+        8: Source("shared-prompts:groups=20,users=10"),
+        64: Source("shared-prompts:groups=5,users=10"),
+    },
+    "chat": {8: Source("chat:requests=480,sessions=240"), 64: Source("chat:requests=90,sessions=90")},
+    "agents": {8: Source("agents:requests=90,sessions=30"), 64: Source("agents:requests=24,sessions=24")},
+    "unshared": {8: Source("unshared:requests=300"), 64: Source("unshared:requests=60")},
 }
 """What is replayed, by the number of engines; the numbers are for each engine.
 
-A session waits for its answers, so that too few of them can never overload an engine, and the capacity would be without
-bound; and too few requests are a burst that is over before queues are what they will be.
+At 8 engines it is enough for queues and caches to be what they will be. At 64 that would take hours: it is the time
+after a start with empty caches.
 """
+
+MEASURED = {"mooncake": 64}
+"""At how many engines the capacity is measured, if not at 8."""
 
 PROFILE = "llama-8b-h100"
 PROFILES = {"chat": "llama-8b-l40s"}
@@ -80,9 +92,9 @@ class Plan:
     engines: tuple[int, ...]
     loads: tuple[float, ...]
     policies: tuple[str, ...]
-    seeds: int
+    seeds: range
     jobs: int
-    sources: dict[str, dict[int, str]]
+    sources: dict[str, dict[int, Source]]
 
 
 def policy(name: str) -> Policy:
@@ -94,26 +106,32 @@ def policy(name: str) -> Policy:
     return default if name == DEFAULT else Policy.of(f"{name}={BASELINES[name]}")
 
 
+def places(plan: Plan) -> list[Place]:
+    """What there are rows for; unequal engines at 8 of them, if there are others too."""
+    few = min(plan.engines)
+    every = product(plan.workloads, plan.engines, plan.loads)
+    return [place for place in every if place[1] == few or not place[0].endswith(UNEQUAL)]
+
+
 def source_of(plan: Plan, workload: str, engines: int) -> Source:
     """The requests of a workload for so many engines."""
     sizes = plan.sources[workload.removesuffix(UNEQUAL)]
-    return Source(sizes.get(engines) or sizes[min(sizes, key=lambda known: abs(log(known / engines)))])
+    return sizes[min(sizes, key=lambda known: abs(log(known / engines)))]
 
 
 def rates(plan: Plan, anew: bool) -> dict[str, float]:
-    """The capacity for each workload and number of engines, requests a second; those that are missing are measured."""
+    """Each workload's capacity, requests a second and engine; those that are missing are measured."""
     known: dict[str, float] = {} if anew or not CAPACITIES.exists() else json.loads(CAPACITIES.read_text())
-    places = [
-        (source_of(plan, workload, engines), servers_of(workload, engines))
-        for workload, engines in product(plan.workloads, plan.engines)
-        if not workload.endswith(UNEQUAL)
-    ]
-    missing = [place for place in dict.fromkeys(places) if key_of(*place) not in known]
-    strong = tuple(map(policy, STRONG))
-    questions = [Question(source, engines, strong, 0, View()) for source, engines in missing]
+    wanted = dict.fromkeys(workload.removesuffix(UNEQUAL) for workload in plan.workloads)
+    missing = [workload for workload in wanted if workload not in known]
+    strong, questions = tuple(map(policy, STRONG)), []
+    for workload in missing:
+        engines = MEASURED.get(workload, 8)
+        source, servers = source_of(plan, workload, engines), servers_of(workload, engines)
+        questions.append(Question(source, servers, strong, 0, View()))
     measured = capacities(questions, plan.jobs) if questions else []
-    for place, found in zip(missing, measured, strict=True):
-        known[key_of(*place)] = round(found.rate, 4)
+    for workload, question, found in zip(missing, questions, measured, strict=True):
+        known[workload] = round(found.rate / question.engines.count, 4)
     return known
 
 
@@ -123,35 +141,54 @@ def servers_of(workload: str, engines: int) -> Engines:
     return Engines(engines, PROFILES.get(workload.removesuffix(UNEQUAL), PROFILE), speeds)
 
 
-def key_of(source: Source, engines: Engines) -> str:
-    """How a capacity is called in the file."""
-    return f"{Path(source.said).name} on {engines.count} {engines.profile}"
-
-
-def cases(plan: Plan, known: dict[str, float]) -> list[tuple[Place, Case]]:
-    """Every replay, with the place of its row."""
-    found: list[tuple[Place, Case]] = []
+def cases(plan: Plan, known: dict[str, float], place: Place) -> list[Case]:
+    """Every replay of a place."""
+    workload, engines, load = place
+    source, servers = source_of(plan, workload, engines), servers_of(workload, engines)
+    rate = load * known[workload.removesuffix(UNEQUAL)] * servers.total_speed
     policies = list(map(policy, plan.policies))
-    for workload, engines, load in product(plan.workloads, plan.engines, plan.loads):
-        source = source_of(plan, workload, engines)
-        servers = servers_of(workload, engines)
-        rate = load * known[key_of(source, servers)] * servers.total_speed / engines
-        for chosen, seed in product(policies, range(plan.seeds)):
-            found.append(((workload, engines, load), Case(source, servers, load, rate, chosen, seed, View())))
-    return found
+    return [Case(source, servers, load, rate, chosen, seed, View()) for chosen, seed in product(policies, plan.seeds)]
 
 
 Rows = dict[Place, dict[str, list[Row]]]
 """By place and policy, one for each seed."""
 
 
-def run(plan: Plan, known: dict[str, float]) -> Rows:
-    """Replays all of it."""
-    todo = cases(plan, known)
+class Kept:
+    """What has been replayed, in a file of JSON lines, if there is one."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._rows: dict[tuple[str, ...], Row] = {}
+        if file is not None and file.exists():
+            for line in file.read_text().splitlines():
+                key, found = json.loads(line)
+                self._rows[tuple(key)] = found
+
+    def figures(self, place: Place, wanted: Sequence[Case], jobs: int) -> list[Row]:
+        """A row for each case; replayed if it isn't there."""
+        keys = [
+            (*map(str, place), case.source.said, str(case.rate), case.policy.text, str(case.seed)) for case in wanted
+        ]
+        missing = [number for number, key in enumerate(keys) if key not in self._rows]
+        for number, found in zip(missing, figures([wanted[number] for number in missing], jobs), strict=True):
+            self._rows[keys[number]] = found
+        if self._file is not None:
+            with self._file.open("a") as out:
+                out.writelines(json.dumps((keys[number], self._rows[keys[number]])) + "\n" for number in missing)
+        return [self._rows[key] for key in keys]
+
+
+def run(plan: Plan, known: dict[str, float], kept: Kept) -> Rows:
+    """Replays all of it; says on standard error how far it is."""
     rows: Rows = {}
-    for (place, case), result in zip(todo, replay([case for _, case in todo], plan.jobs), strict=True):
-        found = row(result, case.load) | {"workload": place[0]}
-        rows.setdefault(place, {}).setdefault(case.policy.name, []).append(found)
+    start, every = time.monotonic(), places(plan)
+    for number, place in enumerate(every):
+        wanted = cases(plan, known, place)
+        for case, found in zip(wanted, kept.figures(place, wanted, plan.jobs), strict=True):
+            rows.setdefault(place, {}).setdefault(case.policy.name, []).append(found | {"workload": place[0]})
+        took = (time.monotonic() - start) / 60
+        print(f"{number + 1} of {len(every)} cases in {took:.1f} min: {place}", file=sys.stderr)
     return rows
 
 
@@ -260,9 +297,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
     """What the command line asks for."""
     everything = (*BASELINES, DEFAULT, *WRONG)
     if options.smoke:
-        return Plan(
-            ("unshared",), (2,), (0.5,), ("random", LEAST, DEFAULT), 2, 1, {"unshared": {2: "unshared:requests=8"}}
-        )
+        tiny = {"unshared": {2: Source("unshared:requests=8")}}
+        return Plan(("unshared",), (2,), (0.5,), ("random", LEAST, DEFAULT), range(2), 1, tiny)
     names = (*WORKLOADS, *(f"{name}{UNEQUAL}" for name in WORKLOADS if name != "mooncake"))
     workloads = [name for name in names if TRACE.exists() or not name.startswith("mooncake")]
     return Plan(
@@ -270,7 +306,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         tuple(options.engines),
         tuple(options.loads),
         tuple(options.policies or everything),
-        options.seeds,
+        range(options.first_seed, options.first_seed + options.seeds),
         options.jobs,
         WORKLOADS,
     )
@@ -286,20 +322,18 @@ def main() -> None:
     parser.add_argument("--loads", nargs="*", type=float, default=(0.5, 0.7, 0.9))
     parser.add_argument("--policies", nargs="*", metavar="NAME", help=f"of {', '.join(BASELINES)}, {DEFAULT}, ...")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=20, help="formulas have been chosen with lower ones")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="append what was replayed, and don't do it again")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the comparison, a PNG")
     parser.add_argument("--find-capacities", action="store_true", help="measure them anew, and keep them")
     options = parser.parse_args()
     plan = plan_of(options)
-    known = (
-        {key_of(Source("unshared:requests=8"), servers_of("unshared", 2)): 10.0}
-        if options.smoke
-        else rates(plan, options.find_capacities)
-    )
+    known = {"unshared": 5.0} if options.smoke else rates(plan, options.find_capacities)
     if options.find_capacities:
         CAPACITIES.write_text(json.dumps(known, indent=2) + "\n")
         return
-    rows = run(plan, known)
+    rows = run(plan, known, Kept(options.keep))
     if options.picture:
         picture(rows, options.picture)
     if options.json:
