@@ -114,6 +114,8 @@ class Fields:
             value = self.text(key)
             if value is not None:
                 found[key] = value
+            elif not self.has(key):
+                self.problem(key, f'has no value: give it one ("" for an empty one), or leave {key} out')
         return found
 
     def rest(self, without: Iterable[str]) -> Mapping:

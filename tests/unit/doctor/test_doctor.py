@@ -1,8 +1,8 @@
 """`epp doctor` against an API server, model servers and a picker that are real: what is well, and every fault."""
 
 import copy
-import re
 import json
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest

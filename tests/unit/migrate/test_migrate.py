@@ -286,6 +286,10 @@ rules:
             with_spec(POOL, selector={}),
             "spec.selector: v1 takes 1 to 64 labels; name one that the model servers' pods have",
         ),
+        (
+            with_spec(POOL, selector={"a": None}),
+            'spec.selector.a: has no value: give it one ("" for an empty one), or leave a out',
+        ),
         (with_spec(POOL, selector={"a": 1}), 'spec.selector.a: must be text: put "1" in quotes'),
         (with_spec(POOL, selector=["a"]), "spec.selector: must be a mapping, not a list"),
         (
