@@ -55,6 +55,10 @@ class InvalidConfig(ConfigError):
         self.problems = tuple(sorted(problems, key=lambda problem: problem.line or 0))
         super().__init__("\n".join(map(self._located, self.problems)))
 
+    def __reduce__(self) -> tuple[type["InvalidConfig"], tuple[str, tuple[Problem, ...]]]:
+        """As exceptions that pass between processes have to be copied: by what it was made of."""
+        return InvalidConfig, (self.origin, self.problems)
+
     def _located(self, problem: Problem) -> str:
         return f"{self.origin}:{problem.line}: {problem}" if problem.line else f"{self.origin}: {problem}"
 

@@ -1,5 +1,7 @@
 """What is wrong with a configuration: the place, what is allowed, the nearest name; and all of it at once."""
 
+import pickle
+
 import pytest
 from pydantic import Field
 
@@ -363,3 +365,12 @@ def test_long_values_are_cut(errors):
     (message,) = errors("plugins: {" + ", ".join(f"key{i}: value" for i in range(50)) + "}")
     assert len(message) < 120
     assert message.endswith("...")
+
+
+def test_a_configuration_s_errors_pass_between_processes(registry):
+    """A replay's child process hands them to its parent."""
+    with pytest.raises(InvalidConfig) as caught:
+        resolve(f"{HEAD}plugins: [{{type: nothing-like-it}}]", "here.yaml", registry, context)
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert str(copied) == str(caught.value)
+    assert copied.problems == caught.value.problems
