@@ -169,7 +169,7 @@ async def check(folder: Path, preset: Preset) -> None:
     async with Service(folder, preset) as service:
         service.fake.users = {"of-prometheus": {"username": "prometheus"}, "of-somebody": {"username": "somebody"}}
         service.fake.readers = {"prometheus"}
-        for name in (preset.probe, "liveness", "inference-extension"):
+        for name in (preset.probe, "liveness", *(() if preset.elects else ("inference-extension",))):
             await until(lambda name=name: serving(service, name), f"{name} is SERVING")
         if preset.tls:
             assert await service.over_tls(service.authority, "llama-epp-service.demo.svc") == SERVING
