@@ -455,20 +455,26 @@ class WorkAheadScorer:
         step, member, read = work.gap.rates
         own, speed = self._own(request, c), rows[_SPEED]
         tokens = work.pending(rows, c.now)
-        if np.count_nonzero(rows[_OTHER]):
+        batch, held = c[INFLIGHT_REQUESTS], rows[_HELD]
+        if np.count_nonzero(rows[_OTHER : _OTHER_HELD + 1]):
             tokens += np.maximum(rows[_OTHER] - (c.now - rows[_SEEN]) / (speed * token), 0.0)
+            batch, held = batch + rows[_OTHER_REQUESTS], held + rows[_OTHER_HELD]
+        arrivals, busy = work.traffic.rates(c.now)
         backlog = float(np.add.reduce(tokens)) / len(c) * token
-        batch, held = c[INFLIGHT_REQUESTS] + rows[_OTHER_REQUESTS], rows[_HELD] + rows[_OTHER_HELD]
-        answer = batch * (self._answer * member) + held * (self._answer * read)
+        delay = arrivals / len(c) * backlog / (1.0 - min(busy / len(c), BUSIEST))
         tokens += own
         seconds: Floats = tokens * token
-        seconds += answer
+        seconds += batch * (self._answer * member)
+        seconds += held * (self._answer * read)
         seconds += start + self._answer * step
         seconds *= speed
-        arrivals, busy = work.traffic.rates(c.now)
-        computed = own * token
-        seconds += computed * (arrivals / len(c) * backlog / (1.0 - min(busy / len(c), BUSIEST)))
-        seconds += self._memory(computed, tokens, work.written(rows, HORIZON, c.now), c)
+        eviction, room = self._memory(tokens, work.written(rows, HORIZON, c.now), c)
+        eviction += delay
+        eviction *= own
+        eviction *= token
+        seconds += eviction
+        if room is not None:
+            seconds += room
         self._scored = (request, c.slots, own)
         if isnan(_least(c[KV_USAGE])):  # of some
             unknown = np.isnan(c[KV_USAGE])
@@ -476,40 +482,33 @@ class WorkAheadScorer:
                 seconds[unknown] = np.maximum(seconds[unknown], seconds[~unknown].min())
         return seconds
 
-    def _memory(self, computed: Floats, tokens: Floats, written: Floats, c: Candidates) -> Floats:
-        """Eviction and room, seconds; what isn't known costs nothing.
+    def _memory(self, tokens: Floats, written: Floats, c: Candidates) -> tuple[Floats, Floats | None]:
+        """Eviction, in seconds for one of work, and room, in seconds, or None; what isn't known costs nothing.
 
         Args:
-            computed: seconds of work that the request brings, shape (n,).
-            tokens: that are still to come.
+            tokens: that are still to come, shape (n,).
             written: tokens in a `HORIZON`; overwritten.
             c: the candidates.
         """
         capacity = c[CACHE_BLOCKS] * c[CACHE_BLOCK_SIZE]
-        used = np.fmax(c[KV_USAGE] * capacity, _ZERO)
         if not _least(capacity) > 0.0:
             capacity = np.where(capacity > 0.0, capacity, inf)
-        wanted = used + tokens
-        full = wanted / capacity
-        self._short = None
+        usage = np.fmax(c[KV_USAGE], _ZERO)
+        full = tokens / capacity
+        full += usage
+        self._short, room = None, None
         if full[full.argmax()] >= FULLEST:
-            self._short = full >= _FULLEST
+            self._short, room = full >= _FULLEST, np.maximum(full - _ONE, _ZERO)
+            room *= self._work.mean_duration
+            room /= usage if _least(usage) > 0.0 else np.where(usage > 0.0, usage, inf)
             np.minimum(full, _FULLEST, out=full)
         left = _ONE - full
         written /= capacity
         written /= left
-        np.minimum(written, _MOST_EVICTED, out=written)
-        seconds: Floats = np.divide(full, left, out=full)
-        seconds += written
-        seconds *= computed
-        seconds *= self._work.traffic.repeated
-        if self._short is not None:
-            wanted -= capacity
-            np.maximum(wanted, _ZERO, out=wanted)
-            wanted *= self._work.mean_duration
-            wanted /= used if _least(used) > 0.0 else np.where(used > 0.0, used, inf)
-            seconds += wanted
-        return seconds
+        eviction: Floats = np.divide(full, left, out=full)
+        eviction += np.minimum(written, _MOST_EVICTED, out=written)
+        eviction *= self._work.traffic.repeated
+        return eviction, room
 
     def _own(self, request: Request, c: Candidates) -> Floats:
         own = np.fmax(c[self._matched], _ZERO)
