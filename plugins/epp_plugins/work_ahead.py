@@ -75,25 +75,19 @@ Where it departs from llm-d, and why
     llm-d has none like it.
 """
 
-from collections import deque
-from dataclasses import dataclass
-from itertools import islice
-from math import exp, inf, isnan, log
+from math import inf, isnan
 from typing import Any, Final
 
 import numpy as np
 from pydantic import Field
 
 import epp.plugin
-from epp.keys import FIRST_TOKEN_SECONDS, FIRST_TOKENS, TOKEN_GAP_SECONDS, TOKEN_GAPS
 from epp.plugin import (
     APPROX_PREFIX_PRODUCER,
     CACHE_BLOCK_SIZE,
     CACHE_BLOCKS,
     INFLIGHT_REQUESTS,
     KV_USAGE,
-    RUNNING,
-    WAITING,
     Candidates,
     Context,
     Decision,
@@ -104,21 +98,8 @@ from epp.plugin import (
     Request,
     matched_tokens,
 )
+from epp_plugins.engine_work import HELD, OTHER, OTHER_HELD, OTHER_REQUESTS, OWN_MEMORY, SEEN, SPEED, Sent, Work
 
-START: Final = 0.02
-"""Seconds a request takes at all, before anything is observed."""
-GAP: Final = (0.01, 2e-5, 5e-8)
-"""Seconds a step of decoding takes at all, for each member of the batch, and for each token read, likewise."""
-PRIOR_SAMPLES: Final = 4.0
-"""How many observations the prior is worth."""
-MEMORY: Final = 500.0
-"""Observations after which one has lost all but 1/e of its weight, of all endpoints together."""
-OWN_MEMORY: Final = 50.0
-"""The same, of one endpoint."""
-OUTLIER: Final = 8.0
-"""An observation counts as at most so many times what was expected, and at least as that part of it."""
-WINDOW: Final = 30.0
-"""Seconds over which arrivals and work are averaged."""
 BUSIEST: Final = 0.9
 """The share of time above which engines don't count as busier: beyond it the estimate says nothing any more."""
 HORIZON: Final = 800.0
@@ -129,270 +110,6 @@ FULLEST: Final = 0.95
 """The share of the KV cache above which it doesn't count as fuller."""
 # Arrays: numpy takes longer over plain numbers.
 _ZERO, _ONE, _FULLEST, _MOST_EVICTED = np.zeros(()), np.ones(()), np.array(FULLEST), np.array(MOST_EVICTED)
-_EVERY: Final = 8  # observations between two fits
-_SAME: Final = 1e-6  # seconds by which the time of one scrape may seem to differ
-
-# Rows of the state, one value a slot.
-(
-    _TOKENS,  # pending at _AT, by dead reckoning
-    _AT,
-    _LOW,  # bounds of what is pending, by what is known to be done
-    _HIGH,
-    _SPEED,
-    _HELD,  # tokens of our prompts in flight
-    _SEEN,  # the time of the last scrape that has been taken into account
-    _OTHER,  # what isn't ours, at _SEEN: tokens that wait, requests, tokens held
-    _OTHER_REQUESTS,
-    _OTHER_HELD,
-    _WRITTEN,  # tokens computed and answered, fading; see `_Work.written`
-    _QUEUED,  # our prompts that aren't known to be done
-    _MOST_QUEUED,  # the highest number of them, of our requests and of their tokens since the last scrape
-    _MOST_INFLIGHT,
-    _MOST_HELD,
-    _COUNT,  # what the last scrape said: first tokens, their seconds, gaps between tokens, their seconds
-    _SECONDS,
-    _GAPS,
-    _GAP_SECONDS,
-    _NUMBER,  # observed requests, as far as they are remembered, and the mean of log(observed / expected)
-    _LOG,
-    _ROWS,
-) = range(22)
-_SCORED: Final = _QUEUED  # the rows before it are what a score is made of
-
-
-@dataclass(slots=True, eq=False)
-class _Sent:
-    """A request at an endpoint: `ahead` tokens were to be computed until its first token, `tokens` of them its own.
-
-    Where it doesn't fit into the KV cache (`fits`), the time to its first token tells nothing of the engine's speed.
-    """
-
-    slot: int
-    at: float
-    tokens: float
-    ahead: float
-    batch: float
-    prompt: float
-    streamed: bool
-    fits: bool
-    queued: bool = True
-
-
-class _Fit:
-    """Least squares, older observations fading: seconds = rates @ features, with weights 1 / expected.
-
-    Args:
-        prior: the rates before anything is observed.
-        typical: features where the prior is meant to hold.
-    """
-
-    def __init__(self, prior: tuple[float, ...], typical: tuple[float, ...]) -> None:
-        self._prior = np.array(prior)
-        self.rates: list[float] = list(prior)
-        self._ridge = np.diag(np.array(typical) ** 2) * (PRIOR_SAMPLES / float(self._prior @ typical))
-        self._squares, self._products = np.zeros_like(self._ridge), np.zeros_like(self._prior)
-        self._new = 0
-
-    def expected(self, features: tuple[float, ...]) -> float:
-        """Seconds."""
-        return sum(rate * feature for rate, feature in zip(self.rates, features, strict=True))
-
-    def observe(self, features: tuple[float, ...], seconds: float) -> None:
-        """So many seconds have been seen."""
-        row, expected, fading = np.array(features), self.expected(features), 1.0 - 1.0 / MEMORY
-        self._squares = self._squares * fading + np.outer(row, row / expected)
-        self._products = self._products * fading + row * (seconds / expected)
-        self._new += 1
-        if self._new % _EVERY == 0:
-            fit = np.linalg.solve(self._squares + self._ridge, self._products + self._ridge @ self._prior)
-            self.rates = np.maximum(fit, self._prior / 20.0).tolist()
-
-
-class _Traffic:
-    """What comes to the pool: requests a second, the seconds of work in them, and how much of them was there already.
-
-    All of it over the last `WINDOW`.
-    """
-
-    def __init__(self) -> None:
-        self._requests = self._work = self._tokens = self._known = 0.0
-        self._seconds = 1.0  # over which they came: a second at least
-        self._at = -inf
-
-    def add(self, work: float, tokens: float, known: float, now: float) -> None:
-        """A request has come: seconds of work, tokens of its prompt, and how many of them some endpoint had cached."""
-        self._fade(now)
-        self._requests += 1.0
-        self._work += work
-        self._tokens += tokens
-        self._known += known
-
-    @property
-    def repeated(self) -> float:
-        """The share of the prompts' tokens that had been there before."""
-        return self._known / self._tokens if self._tokens else 0.0
-
-    def rates(self, now: float) -> tuple[float, float]:
-        """Requests a second, seconds of work a second."""
-        self._fade(now)
-        return self._requests / self._seconds, self._work / self._seconds
-
-    def _fade(self, now: float) -> None:
-        if now > self._at > -inf:
-            kept = exp((self._at - now) / WINDOW)
-            self._requests, self._work = self._requests * kept, self._work * kept
-            self._tokens, self._known = self._tokens * kept, self._known * kept
-            self._seconds = WINDOW - (WINDOW - self._seconds) * kept
-        self._at = max(self._at, now)
-
-
-class _Work:
-    """What is known of each endpoint's work, by slot (see the rows above), and the rates."""
-
-    def __init__(self, rate: float, capacity: int) -> None:
-        self.first = _Fit((START, 1.0 / rate), (1.0, 4000.0))
-        self.gap = _Fit(GAP, (1.0, 16.0, 50_000.0))
-        self.traffic = _Traffic()
-        self.rows = np.zeros((_ROWS, 0))
-        self.queues: list[deque[_Sent]] = []
-        self.sent: dict[int, list[_Sent]] = {}  # by the decision's id, until its request has ended
-        self.hears = False  # first bytes pass
-        self.mean_tokens = self.mean_duration = 0.0
-        self._epoch = -inf  # when a written token weighs 1
-        self._noise, self._observed = 0.5, 0  # the variance of log(observed / expected) within one endpoint
-        self.hold(capacity - 1)
-
-    def __repr__(self) -> str:
-        return f"<{len(self.sent)} requests, {1.0 / self.first.rates[1]:.0f} tokens/s>"
-
-    def hold(self, slot: int) -> None:
-        """Makes room for a slot."""
-        missing = slot + 1 - self.rows.shape[1]
-        if missing > 0:
-            more = np.zeros((_ROWS, missing))
-            more[_SPEED], more[_SEEN] = 1.0, -inf
-            self.rows = np.concatenate([self.rows, more], axis=1)
-            self.queues += [deque() for _ in range(missing)]
-
-    def of(self, slots: Ints) -> Floats:
-        """The rows that a score is made of, of these slots; shape (_SCORED, n)."""
-        try:
-            return self.rows[:_SCORED].take(slots, axis=1)
-        except IndexError:
-            self.hold(int(slots.max()))
-            return self.rows[:_SCORED].take(slots, axis=1)
-
-    def forget(self, slot: int) -> None:
-        """Another endpoint, or the same without its past."""
-        if slot < self.rows.shape[1]:
-            for sent in (each for several in self.sent.values() for each in several if each.slot == slot):
-                sent.queued, sent.slot = False, -1
-            self.queues[slot] = deque()
-            self.rows[:, slot] = 0.0
-            self.rows[_SPEED, slot], self.rows[_SEEN, slot] = 1.0, -inf
-
-    # --- what is pending
-
-    def pending(self, rows: Floats, now: float) -> Floats:
-        """Our tokens that are still to be computed, for endpoints' rows; shape (n,)."""
-        left: Floats = now - rows[_AT]
-        left /= rows[_SPEED] * self.first.rates[1]
-        np.subtract(rows[_TOKENS], left, out=left)
-        np.maximum(left, rows[_LOW], out=left)
-        np.minimum(left, rows[_HIGH], out=left)
-        return left
-
-    def pending_at(self, slot: int, now: float) -> float:
-        """The same for one slot."""
-        tokens, at, low, high, speed = self.rows[: _SPEED + 1, slot].tolist()
-        return float(min(max(tokens - (now - at) / (speed * self.first.rates[1]), low), high))
-
-    def charge(self, sent: _Sent, known: float) -> None:
-        """A request is on its way, of which some endpoint had so many tokens cached."""
-        slot, at = sent.slot, self.rows[:, sent.slot]
-        self.mean_tokens += (sent.tokens - self.mean_tokens) / OWN_MEMORY
-        self.traffic.add(sent.tokens * self.first.rates[1] * at.item(_SPEED), sent.prompt, known, sent.at)
-        held, queued = at.item(_HELD) + sent.prompt, at.item(_QUEUED) + 1.0
-        for row, most in ((_MOST_QUEUED, queued), (_MOST_INFLIGHT, sent.batch + 1.0), (_MOST_HELD, held)):
-            if most > at.item(row):
-                at[row] = most
-        at[_HELD], at[_QUEUED], at[_TOKENS], at[_AT] = held, queued, sent.ahead, sent.at
-        at[_HIGH] = at.item(_HIGH) + sent.tokens
-        self.wrote(slot, sent.tokens, sent.at)
-        self.queues[slot].append(sent)
-        self._bound(slot)
-
-    def computed(self, sent: _Sent, now: float) -> None:
-        """Its prompt is done, and so are those before it: engines take them first come, first served."""
-        queue, slot = self.queues[sent.slot], sent.slot
-        self.rows[_TOKENS, slot], self.rows[_AT, slot] = self.pending_at(slot, now), now
-        while sent.queued:
-            self._drop(queue.popleft())
-        self._bound(slot)
-
-    def ended(self, sent: _Sent) -> None:
-        """Its request has ended; others may not be done."""
-        if sent.queued:
-            self.queues[sent.slot].remove(sent)
-            self._drop(sent)
-            self._bound(sent.slot)
-        if sent.slot >= 0:
-            self.rows[_HELD, sent.slot] -= sent.prompt
-
-    def first_tokens(self, slot: int, count: int, mean_seconds: float, now: float) -> None:
-        """So many requests have had their first token there, after so many seconds on the average: our oldest ones."""
-        done = [sent for sent in islice(self.queues[slot], count) if sent.at <= now]
-        if done:
-            self.computed(done[-1], now)
-            self.observe(slot, sum(sent.ahead for sent in done) / len(done), mean_seconds)
-
-    def _drop(self, sent: _Sent) -> None:
-        sent.queued = False
-        self.rows[_HIGH, sent.slot] -= sent.tokens
-        self.rows[_QUEUED, sent.slot] -= 1.0
-
-    def _bound(self, slot: int) -> None:
-        """Where first bytes are heard, only the first in the queue can have been computed in part."""
-        queue = self.queues[slot]
-        heard = self.hears and bool(queue) and all(each.streamed for each in queue)
-        self.rows[_LOW, slot] = self.rows[_HIGH, slot] - queue[0].tokens if heard else 0.0
-
-    def wrote(self, slot: int, tokens: float, now: float) -> None:
-        """So many tokens are new in its KV cache."""
-        if not now - self._epoch < WINDOW:  # later ones weigh more, in place of fading all at each
-            self.rows[_WRITTEN] *= exp((self._epoch - now) / WINDOW)
-            self._epoch = now
-        self.rows[_WRITTEN, slot] += tokens * exp((now - self._epoch) / WINDOW)
-
-    def written(self, rows: Floats, seconds: float, now: float) -> Floats:
-        """Tokens that so many seconds write anew, at the rate of the last `WINDOW`; shape (n,)."""
-        tokens: Floats = rows[_WRITTEN] * (seconds / WINDOW * exp((self._epoch - now) / WINDOW))
-        return tokens
-
-    # --- what is learnt
-
-    def observe(self, slot: int, ahead: float, seconds: float) -> None:
-        """A request that had so many tokens to be computed until its first token has had it."""
-        rows, features = self.rows, (1.0, ahead)
-        expected, speed = self.first.expected(features), float(rows[_SPEED, slot])
-        ratio = log(min(max(seconds / (speed * expected), 1.0 / OUTLIER), OUTLIER)) + log(speed)
-        self.first.observe(features, exp(ratio) * expected / speed)
-        number = rows[_NUMBER, slot] + 1.0
-        off = ratio - rows[_LOG, slot]
-        rows[_NUMBER, slot] = number
-        rows[_LOG, slot] += off / number
-        self._noise += (off * off - self._noise) / MEMORY
-        self._observed += 1
-        if self._observed % _EVERY == 0:
-            self._tell_apart()
-
-    def _tell_apart(self) -> None:
-        """Empirical Bayes: the differences of endpoints' means count by the share of them that isn't chance."""
-        known = np.flatnonzero(self.rows[_NUMBER])
-        self.rows[_NUMBER, known] *= 1.0 - _EVERY / (OWN_MEMORY * len(known))
-        means, chance = self.rows[_LOG, known], self._noise / self.rows[_NUMBER, known]
-        real = max(float(means.var()) - float(chance.mean()), 0.0)
-        self.rows[_SPEED, known] = np.exp((means - means.mean()) * (real / (real + chance)))
 
 
 def _least(values: Floats) -> float:
@@ -415,7 +132,7 @@ class WorkAheadScorer:
         self.reads = (self._matched,)
         self._answer, self._now = parameters.answer_tokens, context.now
         rate = parameters.prefill_tokens_per_second
-        self._work = context.state(rate, lambda: _Work(rate, len(context.pool.endpoints)))
+        self._work = context.state(rate, lambda: Work(rate, len(context.pool.endpoints)))
         self._scored: tuple[Request, Ints, Floats] | None = None  # the last one, with its own tokens by slot
         self._short: Mask | None = None  # where it didn't fit; None for nowhere
         context.pool.watch(self._work)
@@ -424,7 +141,7 @@ class WorkAheadScorer:
         """Least seconds / seconds, shape (n,)."""
         work = self._work
         rows = work.of(c.slots)
-        if self._take_scrapes(c, rows[_SEEN]):
+        if work.take_scrapes(c, rows[SEEN]):
             rows = work.of(c.slots)
         seconds = self._seconds(request, c, rows)
         points: Floats = _least(seconds) / seconds
@@ -445,7 +162,7 @@ class WorkAheadScorer:
             "requests_a_second": arrivals,
             "engines_busy": busy,
             "share_repeated": work.traffic.repeated,
-            "speed_by_slot": work.rows[_SPEED].tolist(),
+            "speed_by_slot": work.rows[SPEED].tolist(),
         }
 
     def _seconds(self, request: Request, c: Candidates, rows: Floats) -> Floats:
@@ -453,12 +170,12 @@ class WorkAheadScorer:
         work = self._work
         start, token = work.first.rates
         step, member, read = work.gap.rates
-        own, speed = self._own(request, c), rows[_SPEED]
+        own, speed = self._own(request, c), rows[SPEED]
         tokens = work.pending(rows, c.now)
-        batch, held = c[INFLIGHT_REQUESTS], rows[_HELD]
-        if np.count_nonzero(rows[_OTHER : _OTHER_HELD + 1]):
-            tokens += np.maximum(rows[_OTHER] - (c.now - rows[_SEEN]) / (speed * token), 0.0)
-            batch, held = batch + rows[_OTHER_REQUESTS], held + rows[_OTHER_HELD]
+        batch, held = c[INFLIGHT_REQUESTS], rows[HELD]
+        if np.count_nonzero(rows[OTHER : OTHER_HELD + 1]):
+            tokens += np.maximum(rows[OTHER] - (c.now - rows[SEEN]) / (speed * token), 0.0)
+            batch, held = batch + rows[OTHER_REQUESTS], held + rows[OTHER_HELD]
         arrivals, busy = work.traffic.rates(c.now)
         backlog = float(np.add.reduce(tokens)) / len(c) * token
         delay = arrivals / len(c) * backlog / (1.0 - min(busy / len(c), BUSIEST))
@@ -531,7 +248,7 @@ class WorkAheadScorer:
             tokens, batch = own.item(index), inflight.item(index)
             ahead = tokens + work.pending_at(slot, c.now)
             fits = short is None or not short[index]
-            sent.append(_Sent(slot, c.now, tokens, ahead, batch, prompt, streamed, fits))
+            sent.append(Sent(slot, c.now, tokens, ahead, batch, prompt, streamed, fits))
             work.charge(sent[-1], known)
 
     def first_byte(self, request: Request, decision: Decision, now: float) -> None:
@@ -553,48 +270,3 @@ class WorkAheadScorer:
                 self._work.wrote(sent.slot, outcome.usage.completion_tokens or 0, now)
         if outcome.duration is not None:
             self._work.mean_duration += (outcome.duration - self._work.mean_duration) / OWN_MEMORY
-
-    def _take_scrapes(self, c: Candidates, seen: Floats) -> bool:
-        """Takes into account what the engines have said since they were `seen`; whether they have said anything."""
-        work, ages = self._work, c.ages
-        later = ages < (c.now - _SAME) - seen
-        if not np.count_nonzero(later):
-            return False
-        new, scraped = np.flatnonzero(later & c.fresh), c.now - ages
-        slots, rows = c.slots[new], work.rows
-        counts, waiting = c[FIRST_TOKENS][new], np.fmax(c[WAITING][new], 0.0)
-        decoding = (waiting == 0) & (rows[_MOST_QUEUED, slots] == 0) & (counts == rows[_COUNT, slots])
-        self._take_gaps(slots, c[TOKEN_GAPS][new], c[TOKEN_GAP_SECONDS][new], c[RUNNING][new], decoding)
-        self._take_counts(slots, counts, c[FIRST_TOKEN_SECONDS][new], scraped[new])
-        inflight = c[INFLIGHT_REQUESTS][new]
-        used = np.fmax((c[KV_USAGE] * c[CACHE_BLOCKS] * c[CACHE_BLOCK_SIZE])[new], 0.0)
-        others = waiting + np.fmax(c[RUNNING][new], 0.0) - np.maximum(rows[_MOST_INFLIGHT, slots], inflight)
-        rows[_OTHER, slots] = np.maximum(waiting - rows[_MOST_QUEUED, slots], 0.0) * work.mean_tokens
-        rows[_OTHER_REQUESTS, slots] = np.maximum(others, 0.0)
-        # Our answers are in the cache, too: what is there beyond our prompts is others' only where others are.
-        rows[_OTHER_HELD, slots] = np.where(others > 0, np.maximum(used - rows[_MOST_HELD, slots], 0.0), 0.0)
-        rows[_MOST_QUEUED, slots], rows[_MOST_INFLIGHT, slots] = rows[_QUEUED, slots], inflight
-        rows[_MOST_HELD, slots], rows[_SEEN, slots] = rows[_HELD, slots], scraped[new]
-        return True
-
-    def _take_counts(self, slots: Ints, counts: Floats, seconds: Floats, scraped: Floats) -> None:
-        """Where responses don't pass, the engines' counts of first tokens say which prompts are done."""
-        work, rows = self._work, self._work.rows
-        if not work.hears:
-            for index in np.flatnonzero((rows[_SEEN, slots] > -inf) & (counts > rows[_COUNT, slots])):
-                slot, at = int(slots[index]), float(scraped[index])
-                count = int(counts[index] - rows[_COUNT, slot])
-                work.first_tokens(slot, count, float(seconds[index] - rows[_SECONDS, slot]) / count, at)
-        rows[_COUNT, slots], rows[_SECONDS, slots] = counts, seconds
-
-    def _take_gaps(self, slots: Ints, gaps: Floats, seconds: Floats, running: Floats, decoding: Mask) -> None:
-        """What steps have taken since the last scrapes where nothing but decoding went on: one observation of all."""
-        work, rows = self._work, self._work.rows
-        grown = gaps - rows[_GAPS, slots]
-        use = decoding & (rows[_SEEN, slots] > -inf) & (grown > 0) & (running > 0)
-        if np.count_nonzero(use):
-            share = grown[use] / grown[use].sum()
-            each = (seconds - rows[_GAP_SECONDS, slots])[use] / grown[use] / rows[_SPEED, slots[use]]
-            features = (1.0, float(share @ running[use]), float(share @ rows[_HELD, slots[use]]))
-            work.gap.observe(features, float(share @ each))
-        rows[_GAPS, slots], rows[_GAP_SECONDS, slots] = gaps, seconds

@@ -9,6 +9,7 @@ from epp_plugins.work_ahead import WorkAheadScorer
 
 from epp.keys import FIRST_TOKEN_SECONDS, FIRST_TOKENS, TOKEN_GAP_SECONDS, TOKEN_GAPS, WAITING
 from epp.plugin import Body, Candidates, Outcome, Request, matched_tokens
+from epp.request import Usage
 from epp.testing import FakeClock, context, decided
 from epp.testing import pool as make_pool
 from tests.unit.plugins.picking import pipeline_of, routed
@@ -247,6 +248,38 @@ def test_a_full_cache_is_avoided(cached):
     points = bench.points(1000)
     assert points[0] < points[1]
     assert (points[1] < points[2]) == (cached > 0)
+
+
+def test_contexts_settle_where_caches_are_written_anew_slowest():
+    """Who has computed more lately keeps prefixes for less long: what is new costs more there, until that is over."""
+    bench = Bench(2, cache_blocks=[50_000.0] * 2)  # 800,000 tokens
+    for _ in range(6):
+        first, done = bench.send(0, tokens=10_000, matched=[7_000.0, 7_000.0])
+        bench.clock.advance(1.0)
+        first()
+        done()
+    rate = 6 * 3_000.0 / 30.0  # tokens a second, over half a minute of which hardly any has passed
+    full = 0.1 + 1_000.0 / 800_000.0
+    own, repeated = 1_000.0 / bench.learnt["tokens_a_second"], bench.learnt["share_repeated"]
+    other = bench.learnt["seconds_a_request"] + own * (1.0 + repeated * full / (1.0 - full))
+    busier = other + own * repeated * 800.0 * rate / (800_000.0 * (1.0 - full))
+    assert repeated == pytest.approx(0.7)
+    assert list(bench.points()) == pytest.approx([other / busier, 1.0], rel=0.05)
+    bench.clock.advance(600.0)
+    assert list(bench.points()) == pytest.approx([1.0, 1.0])
+
+
+def test_answers_are_written_into_the_cache_too():
+    """A long answer takes as much room as a prompt that had to be computed."""
+    bench = Bench(2, cache_blocks=[50_000.0] * 2)
+    request, c = asked(1000), bench.offered([900.0, 900.0])
+    bench.scorer.score(request, c)
+    decision = decided(c, 0)
+    bench.scorer.picked(request, decision, c)
+    before = bench.points()
+    outcome = Outcome(duration=1.0, usage=Usage(completion_tokens=8_000))
+    bench.scorer.done(request, decision, outcome, bench.clock())
+    assert bench.points()[0] < before[0] < before[1] == 1.0
 
 
 def test_what_waits_for_memory_tells_nothing_of_speed():
