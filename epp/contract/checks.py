@@ -322,6 +322,8 @@ def _extracts(subject: Subject, case: Case) -> None:
         _due(all(isinstance(value, (int, float)) for value in found.values()), f"numbers are due, not {found!r}")
     for notice in ("added", "changed", "changed", "deleted", "deleted") if hasattr(plugin, "notified") else ():
         plugin.notified(notice, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "b"}})
+    if hasattr(plugin, "forget"):
+        plugin.forget(int(case.candidates.slots[0]))
     if hasattr(plugin, "extract"):
         _texts(plugin.extract(endpoint))
 

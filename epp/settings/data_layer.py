@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from epp.settings.instances import Instance, Instances
+from epp.settings.migrations import extracting
 from epp.settings.models import DataLayer, EndpointPickerConfig
 from epp.settings.problems import Path, Report
 from epp.settings.sections import Reference, check
@@ -18,7 +19,8 @@ def resolve_sources(
     config: EndpointPickerConfig, instances: Instances, report: Report
 ) -> tuple[Sources, list[Instance]]:
     """What the section and the plugins amount to, and the plugins that it takes."""
-    key, section = config.data_section
+    key, written = config.data_section
+    section = extracting(written, key, config.plugins, report)
     references = list(_references(key, section))
     for path, name, _ in references:
         if instances.known(name):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from epp.keys import APPROX_PREFIX_PRODUCER
-from epp.settings.models import PluginSpec
+from epp.settings.models import DataLayer, PluginRef, PluginSpec
 from epp.settings.problems import Path, Report
 
 Entry = tuple[PluginSpec, Path]
@@ -20,6 +20,14 @@ PRECISE_PRODUCER = "precise-prefix-cache-producer"
 _REFERENCE = "prefixMatchInfoProducerName"
 DIVIDED: Mapping[str, tuple[str, ...]] = {PRECISE_SCORER: (SCORER, PRECISE_PRODUCER)}
 """Types that were, whose work several have now; the first is of their kind."""
+
+_OWN_PLACE = {  # of `indexerConfig`, up to v0.8; None for what has no effect any more
+    "tokenProcessorConfig": "tokenProcessorConfig",
+    "speculativeIndexing": "speculativeIndexing",
+    "prefixStoreConfig": None,
+    "tokenizersPoolConfig": None,
+}
+_REMEDIES = {"tokenizersPoolConfig": 'write a "token-producer"', "prefixStoreConfig": "leave it out"}
 
 _MOVED = (
     "autoTune",
@@ -40,7 +48,7 @@ def migrated(specs: Sequence[PluginSpec], report: Report, at: Path = ()) -> list
     """The entries with their places, below `at`; what is added has the place of the entry that asks for it."""
     entries: list[Entry] = [(spec, (*at, "plugins", index)) for index, spec in enumerate(specs)]
     before = {spec.name or spec.type: spec.type for spec, _ in entries}
-    entries = _without_precise_scorers(entries, report)
+    entries = _with_indexers_parameters(_without_precise_scorers(entries, report), report)
     entries = _with_moved_parameters(entries, report)
     return [(_with_producer(spec, path, entries, before, report), path) for spec, path in entries]
 
@@ -57,24 +65,73 @@ def _without_precise_scorers(entries: Sequence[Entry], report: Report) -> list[E
             (*path, "type"),
             f'"{PRECISE_SCORER}" is deprecated: write "{SCORER}" with {_REFERENCE}, and a "{PRECISE_PRODUCER}"',
         )
+        if producers and spec.parameters:
+            message = f'has no effect: the producer is there, "{producers[0]}"; write it there'
+            for key in spec.parameters:
+                report.warning((*path, "parameters", key), message)
         if len(producers) > 1:
             report.error((*path, "type"), f"several producers could be meant, name one: {', '.join(producers)}")
         if not producers:
             producers.append(PRECISE_PRODUCER)
-            found.append((_producer(spec, path, report), path))
+            found.append((PluginSpec(type=PRECISE_PRODUCER, parameters=spec.parameters), path))
         parameters = {_REFERENCE: producers[0]}
         found.append((_changed(spec, type=SCORER, name=spec.name or spec.type, parameters=parameters), path))
     return found
 
 
-def _producer(spec: PluginSpec, path: Path, report: Report) -> PluginSpec:
-    parameters = dict(spec.parameters)
-    indexer = parameters.get("indexerConfig")
-    if isinstance(indexer, dict) and "tokenizersPoolConfig" in indexer:
-        at = (*path, "parameters", "indexerConfig", "tokenizersPoolConfig")
-        report.warning(at, 'is deprecated, and has no effect: write a "token-producer"')
-        parameters["indexerConfig"] = {key: value for key, value in indexer.items() if key != "tokenizersPoolConfig"}
-    return PluginSpec(type=PRECISE_PRODUCER, parameters=parameters)
+def _with_indexers_parameters(entries: Sequence[Entry], report: Report) -> list[Entry]:
+    """The precise producers with what stood in their `indexerConfig` in the place that it has now."""
+    return [
+        (_with_moved_indexer(spec, path, report), path) if spec.type == PRECISE_PRODUCER else (spec, path)
+        for spec, path in entries
+    ]
+
+
+def _with_moved_indexer(spec: PluginSpec, path: Path, report: Report) -> PluginSpec:
+    indexer = spec.parameters.get("indexerConfig")
+    if not isinstance(indexer, dict):
+        return spec
+    parameters, kept = dict(spec.parameters), dict(indexer)
+    at = (*path, "parameters", "indexerConfig")
+    for key, now in _OWN_PLACE.items():
+        if key not in kept:
+            continue
+        value = kept.pop(key)
+        if now is None:
+            report.warning((*at, key), f"is deprecated, and has no effect: {_REMEDIES[key]}")
+            continue
+        beside = ", and ignored there" if now in parameters else ""
+        report.warning((*at, key), f"is deprecated{beside}: write {now} beside indexerConfig")
+        parameters.setdefault(now, value)
+    blocks = kept.get("kvBlockIndexConfig")
+    if isinstance(blocks, dict) and "maxPrefixTokensToMatch" in blocks:
+        kept["kvBlockIndexConfig"] = {key: value for key, value in blocks.items() if key != "maxPrefixTokensToMatch"}
+        report.warning((*at, "kvBlockIndexConfig", "maxPrefixTokensToMatch"), "has no effect: leave it out")
+    return _changed(spec, parameters=parameters | {"indexerConfig": kept})
+
+
+def extracting(section: DataLayer, key: str, specs: Sequence[PluginSpec], report: Report) -> DataLayer:
+    """`dataLayer` with the producer for each extractor that names an old precise scorer, which was one itself.
+
+    Args:
+        section: the section.
+        key: its name.
+        specs: the file's plugins, as they are written.
+        report: takes a warning for each.
+    """
+    scorers = {spec.name or spec.type for spec in specs if spec.type == PRECISE_SCORER}
+    written = (spec.name or spec.type for spec in specs if spec.type == PRECISE_PRODUCER)
+    producer = next(written, PRECISE_PRODUCER)
+    sources = []
+    for index, source in enumerate(section.sources):
+        for number, extractor in enumerate(source.extractors):
+            if extractor.plugin_ref in scorers:
+                path = (key, "sources", index, "extractors", number, "pluginRef")
+                report.warning(path, f'is deprecated, as "{PRECISE_SCORER}" is: write "{producer}"')
+        names = [producer if each.plugin_ref in scorers else each.plugin_ref for each in source.extractors]
+        extractors = tuple(PluginRef.model_construct(plugin_ref=name) for name in dict.fromkeys(names))
+        sources.append(source.model_copy(update={"extractors": extractors}))
+    return section.model_copy(update={"sources": tuple(sources)})
 
 
 def _with_moved_parameters(entries: Sequence[Entry], report: Report) -> list[Entry]:

@@ -42,6 +42,7 @@ METHODS: Mapping[str, str] = {
     "columns": "extractor",
     "served_models": "extractor",
     "notified": "extractor",
+    "forget": "extractor",
     "endpoints_file": "discovery",
     "attributes": "header reader",
     "request_headers": "observer",

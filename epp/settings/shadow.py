@@ -46,6 +46,8 @@ def resolve_shadow(
         report.error(fetcher.path or AT, f"{fetcher.title} is a fetcher, and the shadow waits for nobody: leave it out")
     for kind in _NO_EFFECT:
         for instance in own.of(kind):
+            if kind == "extractor" and instance.is_a("producer"):
+                continue  # hears of endpoints there, too
             report.warning(instance.path, f"{instance.title} is a {kind}: in the shadow it has no effect")
     if handler is None or report.errors:
         return None, own

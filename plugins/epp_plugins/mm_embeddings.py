@@ -6,6 +6,9 @@ What it does
     content, whatever the prompt around them. If a profile for encoding has run, those are remembered for whom it
     chose, since that is where they are encoded; else for the target of every profile.
 
+    It is an endpoint extractor: it hears of endpoints that go, whether or not `dataLayer.sources` names it at an
+    `endpoint-notification-source`.
+
     The scorer gives an endpoint the share of the request's media that it holds; nobody gets points for a request
     without media.
 
@@ -19,6 +22,7 @@ Parameters
     of mm-embeddings-cache-producer:
 
     - `cacheSizeInMBPerServer` (4096): the cache of an endpoint, at 2 MB for each; above 0.
+    - `cacheSizeInMB`: deprecated, the same; it counts if the other one isn't given.
 
     of mm-embeddings-cache-scorer:
 
@@ -44,7 +48,7 @@ Where it departs from llm-d, and why
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from pydantic import Field
@@ -54,6 +58,7 @@ from epp.keys import MEDIA_PRODUCER, matched_media
 from epp.plugin import Candidates, Context, Decision, Floats, Key, Request
 
 MB_EACH: Final = 2
+DEFAULT_MB: Final = 4096
 
 
 class _Held:
@@ -99,14 +104,32 @@ class MmEmbeddingsCacheProducer:
     class Parameters(epp.plugin.Parameters):
         """See the module's manual."""
 
-        cache_size_in_mb_per_server: int = Field(default=4096, gt=0, alias="cacheSizeInMBPerServer")
+        cache_size_in_mb_per_server: int = Field(default=DEFAULT_MB, gt=0, alias="cacheSizeInMBPerServer")
+        cache_size_in_mb: int | None = Field(
+            default=None, gt=0, alias="cacheSizeInMB", deprecated='write "cacheSizeInMBPerServer"'
+        )
+
+        @property
+        def cache_mb(self) -> int:
+            """The cache of an endpoint in MB; the old spelling counts where the new one isn't given."""
+            old: int | None = dict(self)["cache_size_in_mb"]  # the attribute would warn of itself
+            given = "cache_size_in_mb_per_server" in self.model_fields_set
+            return self.cache_size_in_mb_per_server if given or old is None else old
+
+        def effective(self) -> Self:
+            """In the new spelling."""
+            return self.model_validate({"cache_size_in_mb_per_server": self.cache_mb})
 
     def __init__(self, parameters: Parameters, context: Context) -> None:
-        capacity = max(parameters.cache_size_in_mb_per_server // MB_EACH, 1)
+        capacity = max(parameters.cache_mb // MB_EACH, 1)
         self._held = context.state(capacity, lambda: _Held(capacity))
         self._key = matched_media(context.name)
         self.writes = (self._key,)
-        context.pool.watch(self._held)
+        context.pool.watch(self)
+
+    def forget(self, slot: int) -> None:
+        """The endpoint has gone, or has restarted: it holds nothing any more."""
+        self._held.forget(slot)
 
     def produce(self, request: Request, c: Candidates) -> Mapping[Key, Floats]:
         """The request's media that an endpoint should hold, shape (n,)."""

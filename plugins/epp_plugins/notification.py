@@ -1,9 +1,9 @@
 """endpoint-notification-source, k8s-notification-source: sources that tell of changes instead of being asked.
 
 What it does
-    - `endpoint-notification-source` tells extractors such as `topology-extractor` of endpoints that come and go. Here
-      what an extractor says of an endpoint follows the pool's membership in any case; a file that lists the source
-      means the same as one that doesn't.
+    - `endpoint-notification-source` tells extractors such as `topology-extractor`, `precise-prefix-cache-producer` or
+      `mm-embeddings-cache-producer` of endpoints that come and go. Here what they know of an endpoint follows the
+      pool's membership in any case; a file that lists the source means the same as one that doesn't.
     - `k8s-notification-source` watches the objects of one kind in Kubernetes, and tells extractors with a method
       `notified` of each that is there, comes, changes or goes (docs/plugins.md has one): those that `dataLayer.sources`
       names, or else all that no source names. Of kinds that are in namespaces it sees those of the picker's

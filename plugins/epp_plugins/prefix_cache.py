@@ -23,6 +23,9 @@ What it does
     precise-prefix-cache-producer is to hear from the engines' KV events what each endpoint has. It doesn't yet, and
     predicts it from the picks as approx-prefix-cache-producer does, in blocks of its `blockSizeTokens`, 64 at least.
 
+    The producers are endpoint extractors: they hear of endpoints that go, whether or not `dataLayer.sources` names them
+    at an `endpoint-notification-source`.
+
     Where endpoints are clusters, `multicluster-approx-prefix-cache-producer` tells which cluster has had a prompt, and
     `multicluster-prefix-cache-scorer` goes by it: they are the producer and the scorer under names of their own. A
     cluster reports no cache, so give it a capacity, `lruCapacityPerServer`, of all its engines together.
@@ -193,7 +196,11 @@ class ApproxPrefixCacheProducer:
         self._hasher, self.index = context.state(shape, lambda: _empty(parameters.memory_bytes, context))
         self._matched, self._matchable = matched_tokens(context.name), matchable_tokens(context.name)
         self.writes = (self._matched, self._matchable)
-        context.pool.watch(self.index)
+        context.pool.watch(self)
+
+    def forget(self, slot: int) -> None:
+        """The endpoint has gone, or has restarted: it has nothing cached any more."""
+        self.index.forget(slot)
 
     def __repr__(self) -> str:
         return f"<ApproxPrefixCacheProducer: blocks of {self._block} tokens, {self.index!r}>"

@@ -35,8 +35,9 @@ Parameters
       (dynamic, or static), `static.numTokensPerFrame` (0), `dynamic.factor` (1024); `frames` with `mode` (sampled, or
       strided), `minFrames` (0), `maxFrames` (0: no limit), `sampled` with `sampleFPS` (2) and `temporalPatchSize` (1),
       `strided` with `defaultSourceFPS` (24) and `frameStride` (1); `maxVideoTokens` (0: no limit).
-    - `vllm`: `url` (http://localhost:8000), `timeout` (5s), `mmTimeout` (30s).
+    - `vllm`: `url` (http://localhost:8000), `timeout` (5s), `mmTimeout` (30s); `http`, deprecated, for `url`.
     - `modelName` (""): the model that the server renders for; required with `vllm`.
+    - `backend`: deprecated; `estimate` or `vllm`, which with its defaults needs no key of its own then.
     - `udsTokenizerConfig`: deprecated, and has no effect: tokens are estimated.
 
     Of `estimate`, `vllm` and `udsTokenizerConfig` one may be given.
@@ -68,7 +69,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -206,12 +207,25 @@ class Render(epp.plugin.Parameters):
     """`vllm`."""
 
     url: str = "http://localhost:8000"
+    http: str | None = Field(default=None, deprecated='write "url"')
     timeout: Duration = Field(default=5.0, gt=0)
     mm_timeout: Duration = Field(default=30.0, gt=0)
 
-    @field_validator("url")
+    @property
+    def server(self) -> str:
+        """Its address; the old spelling counts where the new one isn't given."""
+        old: str | None = dict(self)["http"]  # the attribute would warn of itself
+        return self.url if "url" in self.model_fields_set or old is None else old
+
+    def effective(self) -> Self:
+        """In the new spelling."""
+        return self.model_copy(update={"url": self.server, "http": None})
+
+    @field_validator("url", "http")
     @classmethod
-    def _is_url(cls, url: str) -> str:
+    def _is_url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError(f"{url!r} is no URL: write it as http://localhost:8000")
@@ -221,6 +235,7 @@ class Render(epp.plugin.Parameters):
 class TokenParameters(epp.plugin.Parameters):
     """See the module's manual."""
 
+    backend: Literal["estimate", "vllm"] | None = Field(default=None, deprecated="the key of that name says it")
     estimate: Estimate | None = None
     vllm: Render | None = None
     model_name: str = ""
@@ -231,9 +246,22 @@ class TokenParameters(epp.plugin.Parameters):
         given = [name for name in ("estimate", "vllm", "uds_tokenizer_config") if dict(self)[name] is not None]
         if len(given) > 1:
             raise ValueError("one of estimate, vllm and udsTokenizerConfig may be given")
-        if self.vllm is not None and not self.model_name:
+        backend = dict(self)["backend"]
+        if backend is not None and given and given != [backend]:
+            raise ValueError(f"backend is {backend}, and the parameters are those of {given[0]}")
+        if self.render is not None and not self.model_name:
             raise ValueError("vllm needs modelName")
         return self
+
+    @property
+    def render(self) -> Render | None:
+        """The server that renders prompts, if one is to."""
+        return Render() if self.vllm is None and dict(self)["backend"] == "vllm" else self.vllm
+
+    def effective(self) -> Self:
+        """With the backend under its own key."""
+        render = self.render
+        return self.model_copy(update={"backend": None, "vllm": None if render is None else render.effective()})
 
 
 class TokenProducer:
@@ -246,7 +274,7 @@ class TokenProducer:
 
     def __init__(self, parameters: TokenParameters) -> None:
         self._estimate = parameters.estimate or Estimate()
-        self._render = parameters.vllm
+        self._render = parameters.render
         self._model = parameters.model_name
         self._session: aiohttp.ClientSession | None = None
         self.media_only = self._render is None
@@ -278,9 +306,9 @@ class TokenProducer:
         fields = msgspec.json.decode(data.removeprefix(text.BOM), type=dict[str, Raw])
         sent = msgspec.json.encode(fields | {"model": Raw(msgspec.json.encode(self._model))})
         timeout = aiohttp.ClientTimeout(total=seconds)
-        async with self._session.post(self._render.url + path, data=sent, timeout=timeout) as answer:
+        async with self._session.post(self._render.server + path, data=sent, timeout=timeout) as answer:
             if answer.status != 200:
-                raise RuntimeError(f"HTTP status {answer.status} from {self._render.url}{path}")
+                raise RuntimeError(f"HTTP status {answer.status} from {self._render.server}{path}")
             prompts = _prompts(await answer.read())
         media = tuple(digest for prompt in prompts for digest in prompt.media)
         return msgspec.structs.replace(request.body, prompts=tuple(each.data for each in prompts), media=media)

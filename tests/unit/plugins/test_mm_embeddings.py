@@ -54,9 +54,13 @@ def test_who_encodes(others, expected):
     assert cache.matched("a") == expected
 
 
-def test_capacity():
-    """4 MB are two items: the one used longest ago goes."""
-    cache = Cache(cacheSizeInMBPerServer=4)
+@pytest.mark.parametrize(
+    "parameters",
+    [{"cacheSizeInMBPerServer": 4}, {"cacheSizeInMB": 4}, {"cacheSizeInMB": 64, "cacheSizeInMBPerServer": 4}],
+)
+def test_capacity(parameters):
+    """4 MB are two items: the one used longest ago goes; the new spelling counts before the old one."""
+    cache = Cache(**parameters)
     cache.send([0], "a", "b")
     cache.send([0], "a")
     cache.send([0], "c")

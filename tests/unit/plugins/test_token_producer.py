@@ -306,3 +306,29 @@ async def test_its_time(server: Server, asking: Any, part: Any, slow: bool) -> N
 def test_invalid_parameters(parameters: Any) -> None:
     with pytest.raises(ValidationError):
         TokenParameters.model_validate(parameters)
+
+
+@pytest.mark.parametrize(
+    ("written", "server"),
+    [
+        ({"backend": "vllm"}, "http://localhost:8000"),
+        ({"backend": "vllm", "vllm": {"url": "http://a:1"}}, "http://a:1"),
+        ({"vllm": {"http": "http://a:1"}}, "http://a:1"),
+        ({"vllm": {"http": "http://a:1", "url": "http://b:2"}}, "http://b:2"),
+        ({"backend": "estimate"}, None),
+        ({}, None),
+    ],
+)
+def test_old_spellings(written: dict[str, Any], server: str | None) -> None:
+    """`backend` names what the keys say, `http` is `url`; both are shown as they are written now."""
+    parameters = TokenParameters.model_validate({"modelName": "m", **written})
+    assert (parameters.render.server if parameters.render else None) == server
+    shown = parameters.effective().model_dump(by_alias=True, exclude_none=True)
+    assert "backend" not in shown
+    assert shown.get("vllm", {}).get("url") == server
+
+
+def test_another_backend() -> None:
+    """One that isn't the one whose parameters are given."""
+    with pytest.raises(ValidationError, match="backend is vllm, and the parameters are those of estimate"):
+        TokenParameters.model_validate({"modelName": "m", "backend": "vllm", "estimate": {}})

@@ -190,6 +190,74 @@ def test_precise_scorer_with_several_producers():
     ]
 
 
+def test_dropped_parameters_of_a_precise_scorer():
+    """The producer that is there has parameters of its own: the scorer's are told to have no effect."""
+    loaded = load(f"""
+plugins:
+- {{type: {PRECISE_SCORER}, parameters: {{kvEventsConfig: {{concurrency: 9}}, speculativeIndexing: true}}}}
+- {{type: {PRECISE}, name: p}}
+""")
+    dropped = 'has no effect: the producer is there, "p"; write it there'
+    assert [warning for warning in loaded.router.warnings if dropped in warning] == [
+        f"plugins[0].parameters.kvEventsConfig: {dropped}",
+        f"plugins[0].parameters.speculativeIndexing: {dropped}",
+    ]
+
+
+@pytest.mark.parametrize("type_name", [PRECISE_SCORER, PRECISE])
+def test_parameters_that_stood_at_the_indexer(type_name):
+    """Each goes to where it is now, or is left out, with a warning; one that is there already counts."""
+    loaded = load(f"""
+plugins:
+- type: {type_name}
+  parameters:
+    speculativeIndexing: false
+    indexerConfig:
+      tokenProcessorConfig: {{blockSizeTokens: 128}}
+      speculativeIndexing: true
+      prefixStoreConfig: {{blockSize: 256}}
+      tokenizersPoolConfig: {{modelName: m}}
+      kvBlockIndexConfig: {{maxPrefixTokensToMatch: 5, enableMetrics: true}}
+""")
+    assert parameters(loaded, PRECISE) == {
+        "speculativeIndexing": False,
+        "tokenProcessorConfig": {"blockSizeTokens": 128},
+        "indexerConfig": {"kvBlockIndexConfig": {"enableMetrics": True}},
+    }
+    at = "plugins[0].parameters.indexerConfig."
+    assert [warning for warning in loaded.router.warnings if warning.startswith(at)] == [
+        f"{at}tokenProcessorConfig: is deprecated: write tokenProcessorConfig beside indexerConfig",
+        f"{at}speculativeIndexing: is deprecated, and ignored there: write speculativeIndexing beside indexerConfig",
+        f"{at}prefixStoreConfig: is deprecated, and has no effect: leave it out",
+        f"{at}tokenizersPoolConfig: {POOL}",
+        f"{at}kvBlockIndexConfig.maxPrefixTokensToMatch: has no effect: leave it out",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("plugins", "extractors", "producer", "warned"),
+    [
+        pytest.param(f"{{type: {PRECISE}}}", PRECISE, PRECISE, False, id="the producer"),
+        pytest.param(f"{{type: {PRECISE_SCORER}}}", PRECISE_SCORER, PRECISE, True, id="the old scorer"),
+        pytest.param(f"{{type: {PRECISE_SCORER}, name: s}}", "s", PRECISE, True, id="the old scorer by its name"),
+        pytest.param(
+            f"{{type: {PRECISE_SCORER}}}, {{type: {PRECISE}, name: p}}", PRECISE_SCORER, "p", True, id="with a producer"
+        ),
+        pytest.param("{type: mm-embeddings-cache-producer}", "mm-embeddings-cache-producer", None, False, id="media"),
+    ],
+)
+def test_endpoint_extractors(plugins, extractors, producer, warned):
+    """They stand at the source that tells of endpoints; the old scorer there means its producer."""
+    loaded = load(f"""
+plugins: [{{type: endpoint-notification-source}}, {plugins}]
+dataLayer: {{sources: [{{pluginRef: endpoint-notification-source, extractors: [{{pluginRef: {extractors}}}]}}]}}
+""")
+    wiring = dict(loaded.router.sources.wiring)
+    assert wiring["endpoint-notification-source"] == (producer or extractors,)
+    place = "dataLayer.sources[0].extractors[0].pluginRef: is deprecated"
+    assert any(warning.startswith(place) for warning in loaded.router.warnings) is warned
+
+
 @pytest.mark.parametrize("gate", ["dataLayer", "experimentalDatalayer=true", "prepareDataPlugins=false"])
 def test_retired_gates(gate):
     """Gates of before are accepted."""
