@@ -37,15 +37,21 @@ def _references(key: str, section: DataLayer) -> Iterator[Reference]:
         yield (*path, "pluginRef"), source.plugin_ref, "data source"
         for number, extractor in enumerate(source.extractors):
             yield (*path, "extractors", number, "pluginRef"), extractor.plugin_ref, "extractor"
-    if section.discovery:
-        yield (key, "discovery", "pluginRef"), section.discovery.plugin_ref, "discovery"
+    reference = section.discovery.reference if section.discovery else None
+    if reference is not None:
+        steps, name = reference
+        yield (key, "discovery", *steps), name, "discovery"
 
 
 def _warn(key: str, section: DataLayer, report: Report) -> None:
     if section.peer_discovery:
         report.warning((key, "peerDiscovery"), _NO_EFFECT)
+    if section.discovery and section.discovery.peers:
+        report.warning((key, "discovery", "peers"), _NO_EFFECT)
     if section.cross_replica_syncer_plugin_ref:
         report.warning((key, "crossReplicaSyncerPluginRef"), _NO_EFFECT)
+    if section.cross_replica:
+        report.warning((key, "crossReplica"), _NO_EFFECT)
 
 
 class _Layer:
@@ -73,7 +79,8 @@ class _Layer:
         watching = self._all("data source", "watched_kind", self._named)
         watches = tuple(watch for watch in map(self._watch, watching) if watch is not None)
         section = self._section
-        discovery = self._instances.by_name.get(section.discovery.plugin_ref) if section.discovery else None
+        reference = section.discovery.reference if section.discovery else None
+        discovery = self._instances.by_name.get(reference[1]) if reference else None
         self._take(discovery)
         for name, extractors in self._named.items():  # such as those that hear of changes instead of polling
             self._take(*[self._instances.by_name.get(each) for each in (name, *extractors)])

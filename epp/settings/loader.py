@@ -125,6 +125,8 @@ def _warn_of_deprecated(config: EndpointPickerConfig, report: Report) -> None:
     if config.parser:
         ignored = ", and ignored beside it" if config.request_handler.parsers else ""
         report.warning(("parser",), f"is deprecated{ignored}: write requestHandler.parsers, a list of pluginRef")
+    if config.request_handler.propagate_priority:
+        report.warning(("requestHandler", "propagatePriority"), "is accepted, has no effect yet")
     if config.data is not None:
         ignored = ", and ignored beside it" if config.data_layer else ""
         report.warning(("data",), f"is deprecated{ignored}: write dataLayer")

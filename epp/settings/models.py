@@ -6,7 +6,7 @@ Durations are Go strings and become seconds, quantities are Kubernetes strings a
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from epp.plugin import Duration
@@ -67,6 +67,7 @@ class RequestHandler(Section):
     """`requestHandler`: the parsers, in order."""
 
     parsers: tuple[PluginRef, ...] = ()
+    propagate_priority: bool = False
 
 
 class DataSource(PluginRef):
@@ -75,15 +76,46 @@ class DataSource(PluginRef):
     extractors: tuple[PluginRef, ...] = ()
 
 
+class Discovery(Section):
+    """`dataLayer.discovery`: who says which endpoints there are, `endpoints` or as in v1alpha1 `pluginRef`; peers."""
+
+    plugin_ref: str | None = Field(default=None, min_length=1)
+    endpoints: PluginRef | None = None
+    peers: PluginRef | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> "Discovery":
+        if not self.model_fields_set:
+            raise ValueError("names no plugin: write pluginRef, or endpoints with one")
+        return self
+
+    @property
+    def reference(self) -> tuple[tuple[str, ...], str] | None:
+        """Where the reference to the discovery of endpoints stands, and the name."""
+        if self.endpoints is not None:
+            return ("endpoints", "pluginRef"), self.endpoints.plugin_ref
+        return (("pluginRef",), self.plugin_ref) if self.plugin_ref else None
+
+
+class CrossReplica(Section):
+    """`dataLayer.crossReplica` of v1: what replicas of the picker tell each other."""
+
+    syncer_plugin_ref: str | None = None
+    sync_interval: Duration | None = None
+    publish_timeout: Duration | None = None
+
+
 class DataLayer(Section):
     """`dataLayer`: where the numbers about endpoints come from."""
 
     inject_defaults: bool = True
     sources: tuple[DataSource, ...] = ()
-    discovery: PluginRef | None = None
+    discovery: Discovery | None = None
     peer_discovery: PluginRef | None = None
+    cross_replica: CrossReplica | None = None
     cross_replica_syncer_plugin_ref: str | None = None
     cross_replica_sync_interval: Duration = 0.2
+    cross_replica_publish_timeout: Duration | None = None
 
 
 class PriorityBand(Section):
@@ -91,6 +123,7 @@ class PriorityBand(Section):
 
     max_bytes: Quantity = 0
     max_requests: Quantity = 0
+    default_request_ttl: Duration | None = Field(default=None, alias="defaultRequestTTL")
     fairness_policy_ref: str | None = None
     ordering_policy_ref: str | None = None
 
@@ -144,7 +177,7 @@ class Shadow(Section):
 class EndpointPickerConfig(Section):
     """The whole file."""
 
-    api_version: Literal["llm-d.ai/v1alpha1", "inference.networking.x-k8s.io/v1alpha1"]
+    api_version: Literal["llm-d.ai/v1alpha1", "llm-d.ai/v1", "inference.networking.x-k8s.io/v1alpha1"]
     kind: Literal["EndpointPickerConfig"]
     feature_gates: tuple[str, ...] = ()
     plugins: tuple[PluginSpec, ...] = ()

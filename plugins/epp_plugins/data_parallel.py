@@ -15,6 +15,7 @@ Writes
 
 Parameters
     - `primaryPort` (8000): the sidecar's port, from 1 to 65535.
+    - `targetPort`: deprecated, the same; it counts if the other one isn't given.
 
 Example:
     plugins:
@@ -32,6 +33,7 @@ Where it departs from llm-d, and why
 """
 
 from collections.abc import Mapping
+from typing import Self
 
 from pydantic import Field
 
@@ -45,6 +47,17 @@ class DataParallelParameters(epp.plugin.Parameters):
     """See the module's manual."""
 
     primary_port: int = Field(default=8000, ge=1, le=65535)
+    target_port: int | None = Field(default=None, ge=1, le=65535, deprecated='write "primaryPort"')
+
+    @property
+    def port(self) -> int:
+        """The sidecar's; the old spelling counts where the new one isn't given."""
+        old: int | None = dict(self)["target_port"]  # the attribute would warn of itself
+        return self.primary_port if "primary_port" in self.model_fields_set or old is None else old
+
+    def effective(self) -> Self:
+        """In the new spelling."""
+        return self.model_validate({"primary_port": self.port})
 
 
 class DataParallelProfileHandler:
@@ -55,7 +68,7 @@ class DataParallelProfileHandler:
     Parameters = DataParallelParameters
 
     def __init__(self, parameters: DataParallelParameters) -> None:
-        self._port = parameters.primary_port
+        self._port = parameters.port
         self._profile = "default"
 
     def bind(self, profiles: tuple[str, ...]) -> None:

@@ -19,7 +19,7 @@ Writes
 Parameters
     of endpoint-attribute-filter:
 
-    - `attribute`: required. One with a slash needs `producer`, or "" there, and then names its producer itself.
+    - `attribute`: required. `NAME/PRODUCER` is deprecated, but for `producer` "": write the producer there.
     - `producer` (core-metrics-extractor): the extractor whose attribute it is; "" for any.
     - `onMissing` (Pass): `Pass` or `Fail`: what becomes of an endpoint without the attribute, or with a stale one.
     - `fallbackOnEmpty` (false): keep everybody where nobody would be left.
@@ -59,6 +59,7 @@ Example:
 
 Where it departs from llm-d, and why
     - A value of an endpoint that missed its last scrape is missing; there the old one counts for ever.
+    - `NAME/PRODUCER` without `producer` is read as llm-d's own samples mean it; there releases since v0.10 refuse it.
     - The client gets 429 if the filter judges by one of the attributes named above and leaves nobody, else 503.
 """
 
@@ -98,16 +99,23 @@ _LOAD = frozenset({WAITING, RUNNING, KV_USAGE, GPU_UTILIZATION})
 def _key(name: str, producer: str | None) -> Key:
     """The attribute's column.
 
-    Raises:
-        ValueError: the name has a slash, and it isn't said whether that is a producer's.
+    A name with a slash names its producer itself, as it had to before there was `producer`.
     """
-    if producer is None:
-        if "/" in name:
-            raise ValueError(f'"{name}" has a slash: name its producer, or write "" for it')
+    if producer is None and "/" not in name:
         producer = CORE_METRICS_EXTRACTOR
     if not producer and "/" in name:
         name, _, producer = name.rpartition("/")
-    return attribute(name, producer)
+    return attribute(name, producer or "")
+
+
+def _remarks(name: str, producer: str | None) -> tuple[str, ...]:
+    """What is old about the spelling."""
+    if producer is not None or "/" not in name:
+        return ()
+    short, _, named = name.rpartition("/")
+    return (
+        f'"{name}" names its producer after a slash, which is deprecated: write "{short}", and "{named}" as producer',
+    )
 
 
 class Threshold(epp.plugin.Parameters):
@@ -141,6 +149,7 @@ class EndpointAttributeFilter:
     def __init__(self, parameters: Parameters) -> None:
         threshold = parameters.algorithm.threshold
         self._key = _key(parameters.attribute, parameters.producer)
+        self.remarks = _remarks(parameters.attribute, parameters.producer)
         self._holds, self._value = _OPERATORS[threshold.operator], threshold.value
         self._passes = parameters.on_missing == "Pass"
         self._fallback = parameters.fallback_on_empty
@@ -204,6 +213,7 @@ class EndpointAttributeScorer:
 
     def __init__(self, parameters: Parameters) -> None:
         self._key = _key(parameters.attribute_key, parameters.producer)
+        self.remarks = _remarks(parameters.attribute_key, parameters.producer)
         self._lower = parameters.algorithm.type == "linear_lower_is_better"
         self._range = parameters.algorithm.normalization.fixed_range
 

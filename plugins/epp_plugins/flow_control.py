@@ -30,8 +30,8 @@ Parameters
     of `priority-holdback-policy`: `minCeiling` (required), from 0 to below 1; `maxCeiling` (1.0); `shape` (linear);
     `domain` (rank), or value.
 
-    of `program-aware-fairness`: `strategy` (las), `evictionTtlSeconds` (3600), `evictionSweepSeconds` (300),
-    `lasWeightService` (0.8), `lasWeightHeadWait` (0.2), `lasHalfLifeSeconds` (60).
+    of `program-aware-fairness`: `strategy` (las), or drr, rr, turn-priority; `evictionTtlSeconds` (3600),
+    `evictionSweepSeconds` (300), `lasWeightService` (0.8), `lasWeightHeadWait` (0.2), `lasHalfLifeSeconds` (60).
 
     of the others: None.
 
@@ -83,7 +83,7 @@ class RoundRobinFairnessPolicy:
 class ProgramAwareParameters(epp.plugin.Parameters):
     """See the module's manual."""
 
-    strategy: Literal["las"] = "las"
+    strategy: Literal["las", "drr", "rr", "turn-priority"] = "las"
     eviction_ttl_seconds: float = Field(default=3600.0, gt=0)
     eviction_sweep_seconds: float = Field(default=300.0, gt=0)
     las_weight_service: float = Field(default=0.8, ge=0)

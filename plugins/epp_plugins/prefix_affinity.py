@@ -24,6 +24,7 @@ Parameters
     - `affinityThreshold` (0.8): the share of the prompt, at most 1.
     - `explorationProbability` (0): from 0 to 1.
     - `maxTTFTPenaltyMs` (18000): milliseconds; 0 for no such limit.
+    - `maxTokensInFlightPenalty` (0): deprecated; the same in prompt tokens in flight, up to v0.9.
     - `ttftSource` (prefillThroughput): or latencyPredictor.
     - `peakPrefillThroughput` (15928): tokens a second, above 0.
     - `prefixMatchInfoProducerName` (approx-prefix-cache-producer).
@@ -70,6 +71,11 @@ from epp.plugin import (
 _ENDLESS: Final = float(np.finfo(np.float64).max)
 
 
+def _worse(costs: Floats, holders: Mask) -> float:
+    """How much more the best of the holders costs than the best of the others."""
+    return float(costs[holders].min() - costs[~holders].min())
+
+
 class PrefixAffinityParameters(epp.plugin.Parameters):
     """See the module's manual."""
 
@@ -78,6 +84,7 @@ class PrefixAffinityParameters(epp.plugin.Parameters):
     max_ttft_penalty_ms: float = Field(default=18_000.0, ge=0.0, alias="maxTTFTPenaltyMs")
     ttft_source: Literal["prefillThroughput", "latencyPredictor"] = "prefillThroughput"
     peak_prefill_throughput: float = Field(default=15_928.0, gt=0.0)
+    max_tokens_in_flight_penalty: int = Field(default=0, ge=0, deprecated='write "maxTTFTPenaltyMs"')
     prefix_match_info_producer_name: str | None = None
     latency_prediction_info_producer_name: str | None = None
     in_flight_load_producer_name: str | None = None
@@ -92,6 +99,7 @@ class PrefixCacheAffinityFilter:
         producer = parameters.prefix_match_info_producer_name or APPROX_PREFIX_PRODUCER
         self._parameters = parameters
         self._random = context.random
+        self._tokens: int = dict(parameters)["max_tokens_in_flight_penalty"]  # the attribute would warn of itself
         self._matched, self._matchable = matched_tokens(producer), matchable_tokens(producer)
         self.reads: tuple[Key, ...] = (self._matched, self._matchable)
         self._ttft = None
@@ -110,11 +118,10 @@ class PrefixCacheAffinityFilter:
         return holders if count > 0 and (count == len(c) or not self._too_slow(holders, c)) else everybody
 
     def _too_slow(self, holders: Mask, c: Candidates) -> bool:
-        penalty = self._parameters.max_ttft_penalty_ms
-        if not penalty:
-            return False
-        times = self._times(c)
-        return bool(times[holders].min() - times[~holders].min() > penalty)
+        penalty, tokens = self._parameters.max_ttft_penalty_ms, self._tokens
+        if tokens and _worse(c[INFLIGHT_TOKENS], holders) > tokens:
+            return True
+        return bool(penalty) and _worse(self._times(c), holders) > penalty
 
     def _times(self, c: Candidates) -> Floats:
         """Milliseconds to the first token, shape (n,)."""

@@ -61,7 +61,7 @@ Where it departs from llm-d, and why
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, StringConstraints, model_validator
@@ -141,14 +141,24 @@ class Gating(epp.plugin.Parameters):
 
     mode: Literal["sum", "max-role", "disabled"]
     require_roles: Roles = Roles()
+    required_roles: tuple[str, ...] | None = Field(default=None, deprecated='write "requireRoles", with "values"')
     revision_label_key: str = Field(default="disaggregatedset.x-k8s.io/revision", min_length=1)
     role_label_key: str = Field(default="disaggregatedset.x-k8s.io/role", min_length=1)
 
     @model_validator(mode="after")
     def _some_roles(self) -> "Gating":
-        if self.mode != "disabled" and not self.require_roles.values:
+        if self.mode != "disabled" and not self.roles:
             raise ValueError("requireRoles.values must name the roles that a revision needs")
         return self
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What a revision needs; the old spelling counts where the new one says nothing."""
+        return self.require_roles.values or dict(self)["required_roles"] or ()
+
+    def effective(self) -> Self:
+        """In the new spelling."""
+        return self.model_copy(update={"require_roles": Roles(values=self.roles), "required_roles": None})
 
 
 class DisaggregatedSetRolloutScreener:
@@ -164,6 +174,10 @@ class DisaggregatedSetRolloutScreener:
         scope: Scope
         header_selectors: tuple[HeaderSelector, ...] = ()
         revision_gating: Gating
+
+        def effective(self) -> Self:
+            """In the new spelling."""
+            return self.model_copy(update={"revision_gating": self.revision_gating.effective()})
 
     def __init__(self, parameters: Parameters, context: Context) -> None:
         self._gating = parameters.revision_gating
@@ -216,7 +230,7 @@ class DisaggregatedSetRolloutScreener:
         counts = np.array(
             [
                 np.bincount(own[(own >= 0) & (role_of == by_role.get(role, -2))], minlength=len(revisions))
-                for role in gating.require_roles.values
+                for role in gating.roles
             ],
             dtype=np.float64,
         )

@@ -169,7 +169,6 @@ def test_stale_attribute():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        pytest.param({"attributeKey": "a/b"}, "has a slash", id="slash"),
         pytest.param({"algorithm": {"type": "linear_lower_is_better", "normalization": {}}}, "either", id="no range"),
         pytest.param(
             {

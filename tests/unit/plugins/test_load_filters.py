@@ -108,6 +108,7 @@ def test_operators(operator, expected):
         pytest.param({"onMissing": "Fail", "producer": "another"}, [], id="another producer"),
         pytest.param({"onMissing": "Fail", "attribute": "queue", "producer": "mine"}, [1], id="a metric of one's own"),
         pytest.param({"onMissing": "Fail", "attribute": "queue/mine", "producer": ""}, [1], id="with its producer"),
+        pytest.param({"onMissing": "Fail", "attribute": "queue/mine"}, [1], id="as it was written before"),
     ],
 )
 def test_attributes(parameters, expected):
@@ -119,7 +120,6 @@ def test_attributes(parameters, expected):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        pytest.param({"attribute": "a/b"}, "has a slash", id="slash"),
         pytest.param({"attribute": ""}, "at least 1 character", id="empty"),
         pytest.param({"algorithm": {"type": "threshold"}}, "Field required", id="no threshold"),
         pytest.param({"algorithm": {"threshold": {"operator": "Less", "value": 1}}}, "LessThan", id="operator"),
@@ -130,6 +130,17 @@ def test_bad_attribute_filters(parameters, message):
     """What can't be meant is refused."""
     with pytest.raises((ValidationError, ValueError), match=message):
         filtering("LessThan", 2, **parameters)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "count"),
+    [({"attribute": "queue/mine"}, 1), ({"attribute": "queue/mine", "producer": ""}, 0), ({"attribute": "queue"}, 0)],
+)
+def test_a_producer_after_a_slash_is_told(parameters, count):
+    """It is deprecated; with `producer` it is said on purpose."""
+    remarks = filtering("LessThan", 2, **parameters).remarks
+    assert [remark for remark in remarks if 'write "queue", and "mine" as producer' in remark] == list(remarks)
+    assert len(remarks) == count
 
 
 @pytest.mark.parametrize(("name", "load_based"), [("KVCacheUsagePercent", True), ("GPUUtilization", False)])

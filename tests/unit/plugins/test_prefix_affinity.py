@@ -55,6 +55,12 @@ def test_holders(parameters, matched, expected):
         pytest.param({"maxTTFTPenaltyMs": 0}, [9e9, 9e9, 0], [0, 1], id="no limit"),
         pytest.param({}, [18_100, 18_200, 100], [0, 1], id="18 s by default"),
         pytest.param({}, [18_101, 18_200, 100], [0, 1, 2], id="18.001 s"),
+        pytest.param(
+            {"maxTokensInFlightPenalty": 500, "maxTTFTPenaltyMs": 0}, [900, 600, 100], [0, 1], id="500 tokens more"
+        ),
+        pytest.param(
+            {"maxTokensInFlightPenalty": 500, "maxTTFTPenaltyMs": 0}, [900, 601, 100], [0, 1, 2], id="501 tokens more"
+        ),
     ],
 )
 def test_penalty(parameters, tokens, expected):

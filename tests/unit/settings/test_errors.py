@@ -30,7 +30,7 @@ ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
         ),
         pytest.param(
             "flowControl: {defaultPriorityBand: {maxByte: 1}}",
-            "flowControl.defaultPriorityBand.maxByte: unknown key; allowed: maxBytes, maxRequests, fairnessPolicyRef, "
+            "flowControl.defaultPriorityBand.maxByte: unknown key; allowed: maxBytes, maxRequests, defaultRequestTTL, fairnessPolicyRef, "
             'orderingPolicyRef; did you mean "maxBytes"?',
             id="unknown key deep inside",
         ),
@@ -186,7 +186,7 @@ def test_one_error(errors, text, expected):
         pytest.param("apiVersion: llm-d.ai/v1alpha1", "kind: is required", id="no kind"),
         pytest.param(
             "apiVersion: llm-d.ai/v1\nkind: EndpointPickerConfig",
-            "apiVersion: must be 'llm-d.ai/v1alpha1' or 'inference.networking.x-k8s.io/v1alpha1', not \"llm-d.ai/v1\"",
+            "apiVersion: must be 'llm-d.ai/v1alpha1', 'llm-d.ai/v1' or 'inference.networking.x-k8s.io/v1alpha1', not \"llm-d.ai/v1\"",
             id="apiVersion",
         ),
         pytest.param(
