@@ -3,12 +3,15 @@
 A block that is released keeps its content until somebody needs the room. Released blocks wait in one queue, least
 recently used first; a request's blocks enter it tail first, so that a chain loses its end before its head and what
 is left of it can still be matched. Blocks without content, which nobody can match, are taken before all others.
+
+Contents are chained, so blocks come and go in runs: the pool has an object for each run, not for each block, and does
+with it at once what befalls all of its blocks alike. A run is split where requests part that had it in common.
 """
 
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,35 +48,76 @@ class AllBlocksCleared:
 KvEvent = BlockStored | BlockRemoved | AllBlocksCleared
 
 
-class BlockPool:
-    """The blocks of one engine, by number from 0.
+@dataclass(slots=True, eq=False)
+class Run:
+    """Neighbouring blocks with content, at places ``start`` to ``stop`` of their requests, which have the same users.
 
-    State: ``_references`` (users a block), ``_hashes`` (content a block, once computed), ``_cached`` (content to a
-    block that has it), ``_twins`` (further blocks with the same content), ``_events``; and the blocks without a user,
-    in the order in which they are taken: ``_empty`` (without content, from its end), those from ``_fresh`` on (never
-    used), ``_idle`` (those with content, and it; next victim first).
+    Attributes:
+        contents: one a block.
+        users: requests that hold it.
+        released: without users: the release that it waits under.
+        before: what was last split off its beginning; whoever held both then has only this one in their list.
+    """
+
+    start: int
+    stop: int
+    contents: list[int]
+    users: int = 1
+    released: int = 0
+    before: "Run | None" = None
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def extend(self, contents: Sequence[int], stop: int) -> None:
+        """Adds the blocks after it, up to that place."""
+        self.contents += contents[self.stop : stop]
+        self.stop = stop
+
+    def shorten(self, stop: int) -> None:
+        """Drops the blocks from that place on."""
+        del self.contents[stop - self.start :]
+        self.stop = stop
+
+    def split(self, place: int) -> "Run":
+        """Leaves only the blocks from that place on, and returns a run of the others."""
+        length = place - self.start
+        head = Run(self.start, place, self.contents[:length], self.users, self.released, self.before)
+        del self.contents[:length]
+        self.start, self.before = place, head
+        return head
+
+
+class BlockPool:
+    """The blocks of one engine.
+
+    A request holds a list of runs, which ``match`` begins and ``commit`` goes on with, and so many blocks without
+    content. Two runs have either all contents in common or none.
+
+    State: ``_blank`` (number of blocks without user and content), ``_unused`` (number of those with content and without
+    a user), ``_idle`` (their runs by release, next victim last of the first), ``_releases`` (so many so far),
+    ``_cached`` (first content of a run to all runs with equal contents, the one that is matched first), ``_events``.
     """
 
     def __init__(self, size: int, *, record: bool = False) -> None:
         """All ``size`` blocks are idle and empty; ``record`` keeps events for ``take_events``."""
         self.size = size
         self._record = record
-        self._references = [0] * size
-        self._hashes: list[int | None] = [None] * size
-        self._cached: dict[int, int] = {}
-        self._twins: dict[int, list[int]] = {}
-        self._empty: list[int] = []
-        self._fresh = 0
-        self._idle: OrderedDict[int, int] = OrderedDict()
+        self._blank = size
+        self._unused = 0
+        self._idle: OrderedDict[int, list[Run]] = OrderedDict()
+        self._releases = 0
+        self._cached: dict[int, list[Run]] = {}
         self._events: list[KvEvent] = []
 
     def __repr__(self) -> str:
-        return f"<BlockPool {self.used} of {self.size} in use, {len(self._cached)} cached>"
+        cached = sum(len(copies[0]) for copies in self._cached.values())
+        return f"<BlockPool {self.used} of {self.size} in use, {cached} cached>"
 
     @property
     def free(self) -> int:
         """The number of blocks without a user, cached or not."""
-        return len(self._empty) + self.size - self._fresh + len(self._idle)
+        return self._blank + self._unused
 
     @property
     def used(self) -> int:
@@ -85,100 +129,74 @@ class BlockPool:
         """The share of blocks that a request holds, 0 to 1; cached blocks without a user count as free."""
         return self.used / self.size
 
-    def match(self, contents: Sequence[int], limit: int) -> list[int]:
-        """The cached blocks of the longest prefix of ``contents``, at most ``limit``; they are not yet held."""
-        found = map(self._cached.get, islice(contents, limit))
-        return list(iter(found.__next__, None))
+    def match(self, contents: Sequence[int], limit: int) -> list[Run]:
+        """The cached runs of the longest prefix of ``contents``, at most ``limit`` blocks; they are not yet held."""
+        limit = min(limit, len(contents))
+        place, hits = 0, list[Run]()
+        while place < limit and (copies := self._agreeing(contents, place, limit)):
+            hits.append(copies[0])
+            place = copies[0].stop
+        return hits
 
-    def can_allocate(self, count: int, hits: Iterable[int] = ()) -> bool:
+    def can_allocate(self, count: int, hits: Iterable[Run] = ()) -> bool:
         """Whether ``count`` blocks can be had besides the matched ones, which may themselves be idle."""
-        return count <= self.free - [self._references[block] for block in hits].count(0)
+        return count <= self.free - sum([len(run) for run in hits if not run.users])
 
-    def allocate(self, count: int, hits: Iterable[int] = ()) -> list[int]:
-        """Takes hold of the matched blocks and of ``count`` more, evicting what was used longest ago.
+    def allocate(self, count: int, hits: Iterable[Run] = ()) -> None:
+        """Takes hold of the matched runs and of ``count`` blocks more, evicting what was used longest ago.
 
-        Returns:
-            The new blocks; ``can_allocate`` must have said yes.
+        ``can_allocate`` must have said yes.
         """
-        references, idle = self._references, self._idle
-        for block in hits:
-            if not references[block]:
-                del idle[block]
-            references[block] += 1
-        empty = min(count, len(self._empty))
-        taken = [self._empty.pop() for _ in range(empty)] if empty else []
-        if len(taken) < count and self._fresh < self.size:
-            fresh = min(self._fresh + count - len(taken), self.size)
-            taken += range(self._fresh, fresh)
-            self._fresh = fresh
-        if len(taken) < count:
-            taken += self._evict(count - len(taken))
-        for block in taken:
-            references[block] = 1
-        return taken
+        for run in hits:
+            if not run.users:
+                self._leave_queue(run)
+            run.users += 1
+        evicted = max(count - self._blank, 0)
+        self._blank -= count - evicted
+        if evicted:
+            self._evict(evicted)
 
-    def _evict(self, count: int) -> list[int]:
-        """Takes blocks that were used longest ago from the prefix cache."""
-        hashes, cached, twins, pop = self._hashes, self._cached, self._twins, self._idle.popitem
-        evicted: list[int] = []
-        for _ in range(count):
-            block, content = pop(last=False)
-            evicted.append(block)
-            hashes[block] = None
-            if content in twins:
-                self._forget(block, content)
-            else:
-                del cached[content]
-            if self._record:
-                self._events.append(BlockRemoved(content))
-        return evicted
-
-    def commit(self, blocks: Sequence[int], contents: Sequence[int], start: int, stop: int) -> None:
+    def commit(self, runs: list[Run], contents: Sequence[int], start: int, stop: int) -> None:
         """Offers held blocks to later requests: those at ``start`` to ``stop`` of a request's blocks and contents.
 
-        Two blocks may have the same content.
+        Two blocks may have the same content. ``runs`` are the request's up to ``start``, and afterwards up to ``stop``.
         """
-        hashes, enter = self._hashes, self._cached.setdefault
-        for index in range(start, stop):
-            block, content = blocks[index], contents[index]
-            hashes[block] = content
-            if enter(content, block) != block:
-                self._twins.setdefault(content, []).append(block)
         if self._record:
             self._events.append(BlockStored(contents, start, stop))
-
-    def _forget(self, block: int, content: int) -> None:
-        """One of several blocks with the same content no longer has it."""
-        twins = self._twins[content]
-        if self._cached[content] == block:
-            self._cached[content] = twins.pop(0)
+        while start < stop and (copies := self._agreeing(contents, start, stop)):
+            start = copies[0].stop
+            copies.append(Run(copies[0].start, start, copies[0].contents.copy()))
+            runs.append(copies[-1])
+        if start == stop:
+            return
+        if runs and runs[-1].users == 1 and len(self._cached[runs[-1].contents[0]]) == 1:  # it is nobody else's
+            runs[-1].extend(contents, stop)
         else:
-            twins.remove(block)
-        if not twins:
-            del self._twins[content]
+            runs.append(Run(start, stop, list(contents[start:stop])))
+            self._cached[contents[start]] = [runs[-1]]
 
-    def release(self, blocks: Sequence[int]) -> None:
-        """Lets go of a request's blocks, given in the order of its tokens."""
-        references, hashes, idle = self._references, self._hashes, self._idle
-        for block in reversed(blocks):
-            references[block] = users = references[block] - 1
-            if not users:
-                content = hashes[block]
-                if content is None:
-                    self._empty.append(block)
-                else:
-                    idle[block] = content
+    def release(self, runs: Sequence[Run], blank: int) -> None:
+        """Lets go of all that a request holds: its runs, and so many blocks without content."""
+        self._blank += blank
+        self._releases += 1
+        idle: list[Run] = []
+        for run in parts(runs):
+            run.users -= 1
+            if not run.users:
+                run.released = self._releases
+                self._unused += len(run)
+                idle.append(run)
+        if idle:
+            idle.reverse()
+            self._idle[self._releases] = idle
 
     def clear(self) -> bool:
         """Forgets all content, as after a change of weights; False, and nothing done, while a request holds a block."""
         if self.used:
             return False
-        self._hashes = [None] * self.size
+        self._blank, self._unused = self.size, 0
         self._cached.clear()
-        self._twins.clear()
-        self._empty.clear()
         self._idle.clear()
-        self._fresh = 0
         if self._record:
             self._events.append(AllBlocksCleared())
         return True
@@ -187,3 +205,61 @@ class BlockPool:
         """What happened since the last call, in order."""
         events, self._events = self._events, []
         return events
+
+    def _agreeing(self, contents: Sequence[int], start: int, limit: int) -> list[Run] | None:
+        """The equal runs with these contents from ``start`` on, split where they part or at ``limit``; None if none."""
+        copies = self._cached.get(contents[start])
+        if copies is None:
+            return None
+        own, stop = copies[0].contents, min(copies[0].stop, limit)
+        if contents[stop - 1] != own[stop - 1 - start]:  # each content covers all before it: they part but once
+            stop = bisect_left(range(stop), True, start, key=lambda place: contents[place] != own[place - start])
+        return self._split(copies, stop) if stop < copies[0].stop else copies
+
+    def _split(self, copies: list[Run], place: int) -> list[Run]:
+        """Splits equal runs; the old ones keep what comes after, the new ones are returned."""
+        heads = [run.split(place) for run in copies]
+        for run, head in zip(copies, heads, strict=True):
+            if not run.users:
+                queue = self._idle[run.released]
+                queue.insert(queue.index(run), head)
+        self._cached[heads[0].contents[0]] = heads
+        self._cached[copies[0].contents[0]] = copies
+        return heads
+
+    def _leave_queue(self, run: Run) -> None:
+        self._unused -= len(run)
+        queue = self._idle[run.released]
+        queue.remove(run)
+        if not queue:
+            del self._idle[run.released]
+
+    def _evict(self, count: int) -> None:
+        """Takes blocks that were used longest ago from the prefix cache."""
+        while count:
+            run = self._idle[next(iter(self._idle))][-1]
+            copies = self._cached[run.contents[0]]
+            gone = min(count, len(run))
+            count -= gone
+            if self._record:
+                self._events += map(BlockRemoved, reversed(run.contents[-gone:]))
+            if gone < len(run) and len(copies) > 1:
+                self._split(copies, run.stop - gone)
+            if gone < len(run):
+                run.shorten(run.stop - gone)
+                self._unused -= gone
+            else:
+                self._leave_queue(run)
+                copies.remove(run)
+                if not copies:
+                    del self._cached[run.contents[0]]
+
+
+def parts(runs: Sequence[Run]) -> Iterator[Run]:
+    """All runs that a request holds, last first: those in its list, and what has been split off them since."""
+    for index in range(len(runs) - 1, -1, -1):
+        run, start = runs[index], runs[index - 1].stop if index else 0
+        yield run
+        while run.start > start and run.before is not None:
+            run = run.before
+            yield run

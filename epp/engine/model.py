@@ -27,11 +27,10 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Contents
 from dataclasses import dataclass, field
-from itertools import islice
 from math import nan, sqrt
 from random import Random
 
-from epp.engine.blocks import BlockPool, KvEvent
+from epp.engine.blocks import BlockPool, KvEvent, Run
 from epp.engine.profiles import Profile, StepCost
 
 
@@ -117,6 +116,8 @@ class Sequence:
 
     Attributes:
         tokens: those so far, of the prompt and produced.
+        blocks: how many it holds.
+        runs: those of them that are in the prefix cache, the first ``committed``.
         computed: tokens whose KV is in the blocks (prompt and answer).
         edge: how many have to be computed before its blocks need a look: another one is wanted, or one is full.
         produced: tokens of the answer.
@@ -128,7 +129,8 @@ class Sequence:
     request: Request
     arrived: float
     tokens: int
-    blocks: list[int] = field(default_factory=list)
+    blocks: int = 0
+    runs: list[Run] = field(default_factory=list)
     computed: int = 0
     committed: int = 0
     edge: int = 0
@@ -330,7 +332,7 @@ class Model:
     def blocks_ahead(self, steps: int) -> int:
         """Blocks yet to be allocated when each running sequence has computed ``steps`` tokens more."""
         size = self.config.block_size
-        return sum([-(-(s.computed + steps) // size) - len(s.blocks) for s in self.running])
+        return sum([-(-(s.computed + steps) // size) - s.blocks for s in self.running])
 
     def _jitter(self, steps: int) -> float:
         """The factor of a step, or the mean of the factors of several."""
@@ -377,7 +379,7 @@ class Model:
         Returns:
             False if the sequence itself had to go.
         """
-        needed = self._blocks_for(tokens) - len(sequence.blocks)
+        needed = self._blocks_for(tokens) - sequence.blocks
         if needed <= 0:
             return True
         while not self.pool.can_allocate(needed):
@@ -388,7 +390,8 @@ class Model:
             preempted.append(victim)
             if victim is sequence:
                 return False
-        sequence.blocks += self.pool.allocate(needed)
+        self.pool.allocate(needed)
+        sequence.blocks += needed
         return True
 
     def _schedule_waiting(self, scheduled: list[tuple[Sequence, int]], budget: int, now: float) -> list[Sequence]:
@@ -428,12 +431,14 @@ class Model:
         """
         size, tokens = self.config.block_size, sequence.tokens
         hits = self.pool.match(sequence.request.contents, (tokens - 1) // size)
-        if not self.pool.can_allocate(self._blocks_for(tokens) - len(hits), hits):
+        matched = hits[-1].stop if hits else 0
+        if not self.pool.can_allocate(self._blocks_for(tokens) - matched, hits):
             return False
-        cached = len(hits) * size
+        cached = matched * size
         first_chunk = self._blocks_for(min(tokens, cached + budget))
-        sequence.blocks = hits + self.pool.allocate(first_chunk - len(hits), hits)
-        sequence.computed, sequence.committed = cached, len(hits)
+        self.pool.allocate(first_chunk - matched, hits)
+        sequence.blocks, sequence.runs = first_chunk, hits
+        sequence.computed, sequence.committed = cached, matched
         return True
 
     def _blocks_for(self, tokens: int) -> int:
@@ -446,9 +451,9 @@ class Model:
         if full > limit:
             full = limit
         if full > sequence.committed:
-            self.pool.commit(sequence.blocks, contents, sequence.committed, full)
+            self.pool.commit(sequence.runs, contents, sequence.committed, full)
             sequence.committed = full
-        edge = len(sequence.blocks) * size + 1
+        edge = sequence.blocks * size + 1
         sequence.edge = (full + 1) * size if full < limit and (full + 1) * size < edge else edge
 
     def update(self, batch: Batch, now: float, steps: int | None = None) -> StepResult:
@@ -494,10 +499,10 @@ class Model:
     def _run_ahead(self, sequences: list[Sequence]) -> None:
         """Allocates and fills the blocks of the steps after the first, for which ``_steps_ahead`` has seen to room."""
         size = self.config.block_size
-        needed = [-(-sequence.computed // size) - len(sequence.blocks) for sequence in sequences]
-        blocks = iter(self.pool.allocate(sum(needed)))
+        needed = [-(-sequence.computed // size) - sequence.blocks for sequence in sequences]
+        self.pool.allocate(sum(needed))
         for sequence, count in zip(sequences, needed, strict=True):
-            sequence.blocks += islice(blocks, count)
+            sequence.blocks += count
             self._commit(sequence, sequence.computed)
 
     def _finish(self, finished: list[Sequence]) -> None:
@@ -511,6 +516,6 @@ class Model:
         self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.blocks)
-        sequence.blocks = []
-        sequence.computed = sequence.committed = sequence.edge = 0
+        self.pool.release(sequence.runs, sequence.blocks - sequence.committed)
+        sequence.runs = []
+        sequence.blocks = sequence.computed = sequence.committed = sequence.edge = 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epp.engine.blocks import BlockStored
+from epp.engine.blocks import BlockStored, parts
 from epp.engine.model import Model, ModelConfig, Request, StepResult
 from epp.engine.profiles import PROFILES, StepCost, table
 from epp.engine.text import Text
@@ -343,8 +343,8 @@ def _checked_step(model: Model, config: ModelConfig) -> StepResult:
     assert sum(count for _, count in batch.scheduled) <= config.max_num_batched_tokens
     assert len(model.running) <= config.max_num_seqs
     assert bool(batch.scheduled) == bool(len(model)), "a model with requests always computes something"
-    held = [set(sequence.blocks) for sequence in model.running]
-    assert model.pool.used == len(set().union(*held))
+    blank = sum(sequence.blocks - sequence.committed for sequence in model.running)
+    assert model.pool.used == blank + sum(map(len, {run for s in model.running for run in parts(s.runs)}))
     assert all(not sequence.blocks for sequence in model.waiting)
     return model.update(batch, batch.duration)
 
