@@ -114,7 +114,7 @@ class Election:
         self._now, self._random = now, source or random.Random()
         self._seen: Mapping[str, Any] = {}
         self._seen_at = 0.0
-        self._dead = ""  # the holder whose process is known to be gone
+        self._dead = ""  # the holder whose process is known to be gone, as long as the Lease is its
         self._wake = asyncio.Event()
         self._told = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -143,7 +143,7 @@ class Election:
         if self.leading:
             with contextlib.suppress(ApiError, Unreachable, TimeoutError):
                 async with asyncio.timeout(self._terms.retry):
-                    await self._write(self._released())
+                    await self._release()
             self._set_leading(False)
 
     def shown(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class Election:
             except ApiError as error:
                 if error.status != 409:  # somebody else was quicker
                     self._tell(f"the Lease {self._namespace}/{self._name}: {error}")
-                if error.status >= 500:
+                if error.status == 429 or error.status >= 500:
                     self._stand_in()
             except Unreachable as error:
                 self._tell(f"the Lease {self._namespace}/{self._name}: {error}")
@@ -222,6 +222,8 @@ class Election:
         if version != (self._seen.get("metadata") or {}).get("resourceVersion"):
             self._seen_at = self._now()
         self._seen = lease
+        if self.holder != self._dead:
+            self._dead = ""
 
     async def _write(self, lease: Mapping[str, Any]) -> None:
         self._note(await self._api.replace(LEASES.path(self._namespace, self._name), lease))
@@ -238,6 +240,17 @@ class Election:
         new["acquireTime"] = spec.get("acquireTime") if ours and spec.get("acquireTime") else now
         return {"apiVersion": _API, "kind": "Lease", "metadata": meta, "spec": new}
 
+    async def _release(self) -> None:
+        try:
+            await self._write(self._released())
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            # A renewal that was given up under way has come in between, or somebody else.
+            self._note(await self._api.get(LEASES.path(self._namespace, self._name)))
+            if self.holder == self._identity:
+                await self._write(self._released())
+
     def _released(self) -> dict[str, Any]:
         """The Lease as nobody's."""
         lease = self._held(self._seen)
@@ -247,7 +260,6 @@ class Election:
 
     def _set_leading(self, leading: bool) -> None:
         if leading:
-            self._dead = ""
             self._unfollow()
         if leading != self.leading:
             self.leading = leading

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import msgspec
@@ -90,6 +91,15 @@ async def test_a_lease_that_is_released_is_taken_at_once(fake: FakeApi, replicas
     await until(leads(second), "the second leads", 5.0)
     assert lease(fake)["spec"]["leaseTransitions"] == 1
     assert replicas.changes == [("first", True), ("first", False), ("second", True)]
+
+
+async def test_a_renewal_under_way_does_not_keep_it_from_being_released(fake: FakeApi, replicas: Replicas) -> None:
+    """It is given up at the end, but the API server may have taken it."""
+    first = replicas.add("first", LONG)
+    await until(leads(first), "it leads")
+    fake.apply(lease(fake))
+    await first.stop()
+    assert not lease(fake)["spec"]["holderIdentity"]
 
 
 async def test_one_that_is_not_renewed_runs_out(fake: FakeApi, api: Api, replicas: Replicas) -> None:
@@ -187,6 +197,23 @@ async def test_without_an_api_server_the_one_that_outlives_the_leader_stands_in(
         await fake.up()
         await until(lambda: second.leading != third.leading, "one of them leads")
         assert lease(fake)["spec"]["holderIdentity"] == ("second" if second.leading else "third")
+
+
+async def test_who_stands_in_takes_the_lease_when_it_can(fake: FakeApi, replicas: Replicas) -> None:
+    """Though it was renewed after its last look: its holder's process is gone all the same."""
+    async with Port() as port:
+        first = replicas.add("first", LONG, address=port.address)
+        await until(leads(first), "it leads")
+        second = replicas.add("second", replace(LONG, retry=0.05))
+        await until(lambda: port.connected, "it keeps a connection")
+        await fake.down()
+        await until(lambda: replicas.errors, "it has noticed")
+        fake.apply(lease(fake))
+        port.kill()
+        await until(leads(second), "it stands in")
+        await fake.up()
+        await until(lambda: lease(fake)["spec"]["holderIdentity"] == "second", "it has the Lease")
+        assert [change for change in replicas.changes if change[0] == "second"] == [("second", True)]
 
 
 async def test_a_leader_that_cant_reach_the_api_server_goes_on_until_it_learns_of_another(
