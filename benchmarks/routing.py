@@ -7,7 +7,7 @@
 Five workloads, the Mooncake synthetic trace among them, at shares of the engines' capacity: the highest rate at which
 the best baseline's TTFT p90 stays within five times the unloaded one (`epp.replay.capacity`). That takes longer to find
 than everything else together; what was found is kept in `capacities.json`, and `--find-capacities` finds it anew. It is
-measured at one number of engines (8, and 64 for the trace), and counts for others by the engine.
+measured at 8 engines, and counts for others by the engine; the trace's is measured at 64, too.
 
 `--json` prints a row for each workload, number of engines, load and policy: the means over the seeds. Each seed is one
 draw of the workload, the engines' jitter and the picker's own chance, the same for every policy. `default, rates x2`
@@ -44,7 +44,7 @@ TRACE = HERE.parents[1] / "shared" / "data" / "traces" / "mooncake_synthetic.jso
 CAPACITIES = HERE / "capacities.json"
 
 WORKLOADS = {
-    "mooncake": {8: Source(str(TRACE), 1_200), 64: Source(str(TRACE))},
+    "mooncake": {8: Source(str(TRACE))},
     "shared-prompts": {
         8: Source("shared-prompts:groups=20,users=10"),
         64: Source("shared-prompts:groups=5,users=10"),
@@ -59,8 +59,8 @@ At 8 engines it is enough for queues and caches to be what they will be. At 64 t
 after a start with empty caches.
 """
 
-MEASURED = {"mooncake": 64}
-"""At how many engines the capacity is measured, if not at 8."""
+MEASURED = {"mooncake": (8, 64)}
+"""At how many engines the capacity is measured, if not at 8: 64 caches hold the whole trace."""
 
 PROFILE = "llama-8b-h100"
 PROFILES = {"chat": "llama-8b-l40s"}
@@ -119,20 +119,34 @@ def source_of(plan: Plan, workload: str, engines: int) -> Source:
     return sizes[min(sizes, key=lambda known: abs(log(known / engines)))]
 
 
-def rates(plan: Plan, anew: bool) -> dict[str, float]:
-    """Each workload's capacity, requests a second and engine; those that are missing are measured."""
-    known: dict[str, float] = {} if anew or not CAPACITIES.exists() else json.loads(CAPACITIES.read_text())
-    wanted = dict.fromkeys(workload.removesuffix(UNEQUAL) for workload in plan.workloads)
-    missing = [workload for workload in wanted if workload not in known]
-    strong, questions = tuple(map(policy, STRONG)), []
-    for workload in missing:
-        engines = MEASURED.get(workload, 8)
-        source, servers = source_of(plan, workload, engines), servers_of(workload, engines)
-        questions.append(Question(source, servers, strong, 0, View()))
-    measured = capacities(questions, plan.jobs) if questions else []
-    for workload, question, found in zip(missing, questions, measured, strict=True):
-        known[workload] = round(found.rate / question.engines.count, 4)
+Capacities = dict[str, dict[str, float]]
+"""By workload and number of engines: requests a second and engine."""
+
+
+def measured(plan: Plan, anew: bool) -> Capacities:
+    """The capacities; those that are missing are measured, and kept."""
+    known: Capacities = json.loads(CAPACITIES.read_text())
+    workloads = dict.fromkeys(workload.removesuffix(UNEQUAL) for workload in plan.workloads)
+    for workload in workloads if anew else ():
+        known.pop(workload, None)
+    wanted = [(workload, engines) for workload in workloads for engines in MEASURED.get(workload, (8,))]
+    missing = [(workload, engines) for workload, engines in wanted if str(engines) not in known.get(workload, {})]
+    strong = tuple(map(policy, STRONG))
+    questions = [
+        Question(source_of(plan, workload, engines), servers_of(workload, engines), strong, 0, View())
+        for workload, engines in missing
+    ]
+    for (workload, engines), found in zip(missing, capacities(questions, plan.jobs), strict=True):
+        known.setdefault(workload, {})[str(engines)] = round(found.rate / engines, 4)
+    if missing:
+        CAPACITIES.write_text(json.dumps(known, indent=2) + "\n")
     return known
+
+
+def rate_of(known: Capacities, workload: str, engines: Engines) -> float:
+    """What so many engines can take, requests a second."""
+    rates = known[workload.removesuffix(UNEQUAL)]
+    return engines.total_speed * rates[min(rates, key=lambda count: abs(log(int(count) / engines.count)))]
 
 
 def servers_of(workload: str, engines: int) -> Engines:
@@ -141,11 +155,11 @@ def servers_of(workload: str, engines: int) -> Engines:
     return Engines(engines, PROFILES.get(workload.removesuffix(UNEQUAL), PROFILE), speeds)
 
 
-def cases(plan: Plan, known: dict[str, float], place: Place) -> list[Case]:
+def cases(plan: Plan, known: Capacities, place: Place) -> list[Case]:
     """Every replay of a place."""
     workload, engines, load = place
     source, servers = source_of(plan, workload, engines), servers_of(workload, engines)
-    rate = load * known[workload.removesuffix(UNEQUAL)] * servers.total_speed
+    rate = load * rate_of(known, workload, servers)
     policies = list(map(policy, plan.policies))
     return [Case(source, servers, load, rate, chosen, seed, View()) for chosen, seed in product(policies, plan.seeds)]
 
@@ -179,7 +193,7 @@ class Kept:
         return [self._rows[key] for key in keys]
 
 
-def run(plan: Plan, known: dict[str, float], kept: Kept) -> Rows:
+def run(plan: Plan, known: Capacities, kept: Kept) -> Rows:
     """Replays all of it; says on standard error how far it is."""
     rows: Rows = {}
     start, every = time.monotonic(), places(plan)
@@ -329,9 +343,8 @@ def main() -> None:
     parser.add_argument("--find-capacities", action="store_true", help="measure them anew, and keep them")
     options = parser.parse_args()
     plan = plan_of(options)
-    known = {"unshared": 5.0} if options.smoke else rates(plan, options.find_capacities)
+    known = {"unshared": {"2": 5.0}} if options.smoke else measured(plan, options.find_capacities)
     if options.find_capacities:
-        CAPACITIES.write_text(json.dumps(known, indent=2) + "\n")
         return
     rows = run(plan, known, Kept(options.keep))
     if options.picture:

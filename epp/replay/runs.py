@@ -160,7 +160,7 @@ def _in_child(task: "Task[T]") -> T:
 
 def _spread(tasks: Sequence["Task[T]"], jobs: int, told: Callable[[int], None]) -> list[T]:
     """The results of the tasks, in their order; `told` hears how many requests have been replayed."""
-    if jobs == 1 or len(tasks) == 1:
+    if jobs == 1 or len(tasks) <= 1:
         return _here(tasks, told)
     context = multiprocessing.get_context("spawn")
     counter, others = context.Value("q", 0), multiprocessing.active_children()
