@@ -39,6 +39,7 @@ def decode_config(value: dict[str, Any], report: Report) -> EndpointPickerConfig
     None if that doesn't help.
     """
     repair = Repair(json.loads(json.dumps(value, default=str)))
+    report.respelt = repair.respelt
     for _ in range(_ROUNDS):
         try:
             config = decode(EndpointPickerConfig, repair.value)
@@ -66,7 +67,8 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
     match details["type"]:
         case "extra_forbidden":
             known = keys_at(model, details["loc"][:-1])
-            return f"unknown key; allowed: {listed(known)}{suggestion(str(details['loc'][-1]), known)}"
+            hint = suggestion(str(details["loc"][-1]), known) if meant(details, model) else ""
+            return f"unknown key; allowed: {listed(known)}{hint}"
         case "missing":
             return "is required"
         case "value_error":

@@ -107,7 +107,7 @@ def build(
         _warn_of_deprecated(config, report)
         resolved = _resolve(config, Instances(registry, folder, context, report), document, report)
     if report.errors or resolved is None:
-        raise InvalidConfig(document.origin, [_problem(document, *error) for error in report.errors])
+        raise InvalidConfig(document.origin, [_problem(document, report, *error) for error in report.errors])
     return resolved
 
 
@@ -115,8 +115,8 @@ def _folder(origin: str | FilePath) -> FilePath | None:
     return origin.parent if isinstance(origin, FilePath) else None
 
 
-def _problem(document: Document, path: Path, message: str) -> Problem:
-    return Problem(place(path), message, document.line(path))
+def _problem(document: Document, report: Report, path: Path, message: str) -> Problem:
+    return Problem(place(path), message, document.line(report.written(path)))
 
 
 def _warn_of_deprecated(config: EndpointPickerConfig, report: Report) -> None:
@@ -176,7 +176,7 @@ def _resolve(config: EndpointPickerConfig, instances: Instances, document: Docum
         header_readers=tuple(reader.plugged() for reader in instances.of("header reader")),
         tokenizer=next((tokenizer.plugged() for tokenizer in instances.of("tokenizer")), None),
         sources=sources,
-        warnings=tuple(str(_problem(document, *warning)) for warning in report.warnings),
+        warnings=tuple(str(_problem(document, report, *warning)) for warning in report.warnings),
         origin=document.origin,
         shadow=shadow,
     )

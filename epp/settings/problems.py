@@ -69,16 +69,25 @@ class Report:
 
     Attributes:
         replaced: places whose value is not what the file says, which has been told: further errors there only follow.
+        respelt: places that the file has under a misspelt key, each with its place in the file.
     """
 
     errors: list[tuple[Path, str]] = field(default_factory=list)
     warnings: list[tuple[Path, str]] = field(default_factory=list)
     replaced: set[Path] = field(default_factory=set)
+    respelt: dict[Path, Path] = field(default_factory=dict)
 
     def error(self, path: Path, message: str) -> None:
         """Something that makes the configuration unusable."""
         if (path, message) not in self.errors and not any(within(path, place) for place in self.replaced):
             self.errors.append((path, message))
+
+    def written(self, path: Path) -> Path:
+        """The place under the keys that the file has, where its lines are."""
+        for place, written in self.respelt.items():
+            if within(path, place):
+                return written + path[len(place) :]
+        return path
 
     def warning(self, path: Path, message: str) -> None:
         """Something that the operator should know."""

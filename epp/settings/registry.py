@@ -212,13 +212,16 @@ def _file_of(type_name: str, folder: Path | None) -> tuple[Path, str | None]:
 
 
 def names_in_file(type_name: str, folder: Path | None) -> set[str] | None:
-    """What instances of the classes in a file that can't be imported may be called; None if that can't be told."""
+    """What instances of the classes in a file that can't be imported may be called; None if that can't be told.
+
+    A file in which no class can be made out may be about to have any.
+    """
     try:
         path, name = _file_of(type_name, folder)
         source = path.read_text("utf-8")
     except (ConfigError, OSError, UnicodeDecodeError):
         return None
-    return {kebab(found) for found in ([name] if name else _CLASS.findall(source))}
+    return {kebab(found) for found in ([name] if name else _CLASS.findall(source))} or None
 
 
 def types_in_file(type_name: str, folder: Path) -> list[str]:

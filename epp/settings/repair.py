@@ -25,11 +25,16 @@ _LISTS = {
 }
 """What stands for a list that is none: anything may have been in it."""
 
+_OF_KUBERNETES = frozenset({"metadata", "spec", "status"})
+"""Keys of Kubernetes' objects: who writes one doesn't mean a key of ours that is spelt alike."""
+
 _PLUGINS = {("plugins",), ("shadow", "plugins")}
 
 
 class Repair:
     """One value on its way to a configuration; `value` is how far it is, `replaced` the places that were filled.
+
+    `respelt` has the places of what was read under another key, each with its place in the file.
 
     Args:
         value: of the file, not yet decoded; it is changed.
@@ -38,6 +43,7 @@ class Repair:
     def __init__(self, value: dict[str, Any]) -> None:
         self.value = value
         self.replaced: set[Path] = set()
+        self.respelt: dict[Path, Path] = {}
 
     def take(self, faults: Sequence[ErrorDetails]) -> list[ErrorDetails]:
         """Mends what these are about; gives back those that don't only follow from what was mended."""
@@ -54,8 +60,9 @@ class Repair:
         parent, place = _at(self.value, above), meant(fault, EndpointPickerConfig)
         if isinstance(parent, dict):
             wrong = parent.pop(str(key), None)
-            if place is not None:
-                parent.setdefault(str(place[-1]), wrong)
+            if place is not None and place[-1] not in parent:
+                parent[str(place[-1])] = wrong
+                self.respelt[place] = fault["loc"]
 
     def _fill(self, fault: ErrorDetails) -> None:
         *above, key = place = fault["loc"]
@@ -84,6 +91,8 @@ def meant(fault: ErrorDetails, model: type[BaseModel]) -> Path | None:
     if fault["type"] != "extra_forbidden":
         return None
     *above, key = fault["loc"]
+    if not above and key in _OF_KUBERNETES:
+        return None
     spelt = nearest(str(key), keys_at(model, above))
     return (*above, spelt) if spelt else None
 

@@ -28,7 +28,7 @@ Parameters
     - `headerSelectors` ([]): each `name`, `headerName`, `labelKey` and `mode`, strict or prefer.
     - `revisionGating`: required. `mode`; `requireRoles`, with `values`, the roles that a revision needs (required
       unless disabled); `revisionLabelKey` (disaggregatedset.x-k8s.io/revision); `roleLabelKey`
-      (disaggregatedset.x-k8s.io/role).
+      (disaggregatedset.x-k8s.io/role); `requiredRoles`, deprecated, a list for `requireRoles.values`.
 
 Example:
     plugins:

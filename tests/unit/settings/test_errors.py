@@ -30,8 +30,8 @@ ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
         ),
         pytest.param(
             "flowControl: {defaultPriorityBand: {maxByte: 1}}",
-            "flowControl.defaultPriorityBand.maxByte: unknown key; allowed: maxBytes, maxRequests, defaultRequestTTL, fairnessPolicyRef, "
-            'orderingPolicyRef; did you mean "maxBytes"?',
+            "flowControl.defaultPriorityBand.maxByte: unknown key; allowed: maxBytes, maxRequests, defaultRequestTTL, "
+            'fairnessPolicyRef, orderingPolicyRef; did you mean "maxBytes"?',
             id="unknown key deep inside",
         ),
         pytest.param("plugins: [{name: a}]", "plugins[0].type: is required", id="no type"),
@@ -185,8 +185,9 @@ def test_one_error(errors, text, expected):
         pytest.param("kind: EndpointPickerConfig", "apiVersion: is required", id="no apiVersion"),
         pytest.param("apiVersion: llm-d.ai/v1alpha1", "kind: is required", id="no kind"),
         pytest.param(
-            "apiVersion: llm-d.ai/v1\nkind: EndpointPickerConfig",
-            "apiVersion: must be 'llm-d.ai/v1alpha1', 'llm-d.ai/v1' or 'inference.networking.x-k8s.io/v1alpha1', not \"llm-d.ai/v1\"",
+            "apiVersion: llm-d.ai/v2\nkind: EndpointPickerConfig",
+            "apiVersion: must be 'llm-d.ai/v1alpha1', 'llm-d.ai/v1' or 'inference.networking.x-k8s.io/v1alpha1', "
+            'not "llm-d.ai/v2"',
             id="apiVersion",
         ),
         pytest.param(
@@ -202,6 +203,29 @@ def test_identity(registry, head, expected):
         resolve(f"{head}\nplugins: [{{type: nothing-like-it}}]", "f", registry, context)
     assert [problem.place for problem in caught.value.problems].count("plugins[0].type") == 1
     assert expected in map(str, caught.value.problems)
+
+
+def test_kubernetes_metadata(registry):
+    """The file has no `metadata`, as in llm-d; who writes it doesn't mean `data`."""
+    text = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nmetadata: {name: x}\n"
+    with pytest.raises(InvalidConfig) as caught:
+        resolve(text, "f", registry, context)
+    (problem,) = caught.value.problems
+    assert (problem.place, problem.line) == ("metadata", 3)
+    assert "did you mean" not in problem.message
+
+
+def test_lines_below_a_misspelt_key(registry):
+    """What is wrong there is told with the line where it stands."""
+    plugins = "plugin:\n- nam: a\n  type: plain-filter\n- type: b\n"
+    text = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n" + plugins
+    with pytest.raises(InvalidConfig) as caught:
+        resolve(text, "f", registry, context)
+    assert [(problem.place, problem.line) for problem in caught.value.problems] == [
+        ("plugin", 3),
+        ("plugins[0].nam", 4),
+        ("plugins[1].type", 6),
+    ]
 
 
 def test_all_at_once(errors):
@@ -228,8 +252,8 @@ parser: {pluginRef: openai-parser}
 """)
     assert [message.partition(": ")[0] for message in found] == [
         "featureGates[0]",
-        "plugins[0].parameters.maxCount",
         "plugins[0].parameter",
+        "plugins[0].parameters.maxCount",
         "plugins[1].type",
         "plugins[3].name",
         "schedulingProfiles[0].plugins[0].pluginref",
@@ -308,10 +332,11 @@ def test_no_slip_hides_another(errors, one):
     [
         ("import nothing_like_it\nclass MyScorer:\n    def score(self, request, c): ...\n", "./mine.py"),
         ("class MyScorer\n", "./mine.py"),
+        ("def broken(:\n", "./mine.py"),
         (None, "./mine.py"),
         (None, "./mine.py:MyScorer"),
     ],
-    ids=["import fails", "syntax error", "no file", "no file of the class"],
+    ids=["import fails", "syntax error", "no class to be seen", "no file", "no file of the class"],
 )
 def test_a_broken_file_is_one_error(tmp_path, registry, source, entry):
     """What refers to its plugin is no error of its own; other references are still checked."""
@@ -322,7 +347,7 @@ def test_a_broken_file_is_one_error(tmp_path, registry, source, entry):
     with pytest.raises(InvalidConfig) as caught:
         resolve(text + profile, tmp_path / "epp.yaml", registry, context)
     assert [problem.place for problem in caught.value.problems] == ["plugins[0].type"]
-    if source is not None:
+    if source is not None and "MyScorer" in source:
         with pytest.raises(InvalidConfig) as caught:
             resolve(text + profile.replace("my-scorer", "yours"), tmp_path / "epp.yaml", registry, context)
         assert len(caught.value.problems) == 2
