@@ -13,6 +13,9 @@ from epp.settings.repair import Repair, meant
 
 Model = TypeVar("Model", bound=BaseModel)
 
+MISSING = "is required"
+"""What is said of a key that is missing."""
+
 _ROUNDS = 8
 """How often a file is mended and read again: more than it has levels."""
 
@@ -28,9 +31,10 @@ def decode(model: type[Model], value: Mapping[str, Any]) -> Model:
 
 
 def explain(error: ValidationError, model: type[BaseModel], at: Path = ()) -> Iterator[tuple[Path, str]]:
-    """Each of the error's places, below `at`, with a message."""
+    """Each of the error's places, below `at`, with a message; of a validator's that has several lines, each is one."""
     for details in _own(error.errors(include_url=False), model):
-        yield at + details["loc"], _message(details, model)
+        for line in _message(details, model).splitlines():
+            yield at + details["loc"], line
 
 
 def decode_config(value: dict[str, Any], report: Report) -> EndpointPickerConfig | None:
@@ -70,7 +74,7 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
             hint = suggestion(str(details["loc"][-1]), known) if meant(details, model) else ""
             return f"unknown key; allowed: {listed(known)}{hint}"
         case "missing":
-            return "is required"
+            return MISSING
         case "value_error":
             return str(details["ctx"]["error"])
         case "too_short":

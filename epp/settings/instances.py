@@ -1,7 +1,5 @@
 """Plugin instances: from the entries of `plugins`, and those that the loader adds by default."""
 
-import inspect
-import json
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -9,12 +7,12 @@ from pathlib import Path as FilePath
 from random import Random
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from epp.errors import ConfigError, UnknownPlugin
 from epp.plugin import Context, Plugged
+from epp.settings.building import Built, build, place_of
 from epp.settings.catalogue import ALIASES
-from epp.settings.decode import decode, explain
 from epp.settings.migrations import DIVIDED
 from epp.settings.models import PluginSpec
 from epp.settings.problems import BROKEN, Path, Report, listed, nearest, place, suggestion
@@ -33,11 +31,12 @@ class Instance:
         name: what references call it.
         type: as Router and show have it, a deprecated alias replaced.
         kinds: what it is, by its methods or, for types without any, by its own word.
-        plugin: the object; None if it could not be made.
+        plugin: the object; None if it could not be made; without the parameters that have faults where some have.
         parameters: with their defaults; None for a class without.
         raw: the parameters as they were written.
         path: where it stands; () for an injected one.
         label: stands before its name in the router, and so in metrics and explanations.
+        built: how it was made, of which parameters.
     """
 
     name: str
@@ -48,6 +47,7 @@ class Instance:
     raw: dict[str, Any] = field(default_factory=dict)
     path: Path = ()
     label: str = ""
+    built: Built = field(default_factory=Built, repr=False)
     _plugged: Plugged = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class Instance:
 
     def place_of(self, name: str) -> Path:
         """Where its parameters say that name; its own place where they don't."""
-        found = _place_of(name, self.raw) if self.path else None
+        found = place_of(name, self.raw) if self.path else None
         return (*self.path, "parameters", *found) if found else self.path
 
     def plugged(self) -> Plugged:
@@ -263,7 +263,7 @@ class Instances:
             self.by_name[name] = made
         else:
             self.broken.add(name)
-        self.incomplete |= made is None or made.plugin is None
+        self.incomplete |= made is None or made.plugin is None or bool(made.built.faults)
 
     def refer(self, name: str, path: Path) -> Instance | None:
         """What a reference means; an undefined one goes to the report, a broken one is there already."""
@@ -330,25 +330,16 @@ class Instances:
 
     def _build(self, found: PluginClass, spec: PluginSpec, below: Path, path: Path) -> Instance:
         name = spec.name or (found.name if is_file(spec.type) else spec.type)
-        try:
-            parameters = _parameters(found.cls, spec.parameters)
-            plugin = _construct(found.cls, parameters, self._context_of(name, found.type))
-        except ValidationError as error:
-            for at, message in explain(error, found.cls.Parameters, below):
-                self._report.error(at, message)
-            return Instance(name, found.type, found.kinds, path=path)
-        except UnknownPlugin as error:
-            if str(error):
-                self._report.error((*below, *(_place_of(error.name, spec.parameters) or ())), str(error))
-            return Instance(name, found.type, found.kinds, path=path)
-        except Exception as error:  # noqa: BLE001 (somebody else's constructor may raise anything)
-            reason = str(error) if isinstance(error, ConfigError | ValueError) else f"{type(error).__name__}: {error}"
-            self._report.error(below, f'"{name}" can\'t be built: {reason}')
-            return Instance(name, found.type, found.kinds, path=path)
-        self._warn_of_deprecated(parameters, below)
-        for remark in getattr(plugin, "remarks", ()):
-            self._report.warning(below, str(remark))
-        return Instance(name, found.type, found.kinds, plugin, parameters, spec.parameters, path)
+        built = build(found.cls, spec.parameters, self._context_of(name, found.type), name)
+        for at, message in built.faults:
+            self._report.error((*below, *at), message)
+        if not built.faults and built.plugin is not None:
+            self._warn_of_deprecated(built.parameters, below)
+            for remark in getattr(built.plugin, "remarks", ()):
+                self._report.warning(below, str(remark))
+        return Instance(
+            name, found.type, found.kinds, built.plugin, built.parameters, spec.parameters, path, built=built
+        )
 
     def _context_of(self, name: str, type_name: str) -> Context:
         return replace(self._context(name), type=type_name, lookup=self.look_up)
@@ -367,29 +358,3 @@ class Instances:
             if info.deprecated:
                 self._report.warning(path, f"is deprecated: {info.deprecation_message}")
             self._warn_of_deprecated(inner, path)
-
-
-def _place_of(name: str, value: Any) -> Path | None:
-    """Where in the parameters the name stands; None if it doesn't."""
-    if value == name:
-        return ()
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for step, inner in items:
-        if (found := _place_of(name, inner)) is not None:
-            return step, *found
-    return None
-
-
-def _parameters(cls: type, raw: dict[str, Any]) -> BaseModel | None:
-    model = getattr(cls, "Parameters", None)
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        return decode(model, raw)
-    if raw:
-        raise ConfigError(f"takes no parameters, but got {listed(map(json.dumps, raw))}")
-    return None
-
-
-def _construct(cls: type, parameters: BaseModel | None, context: Context) -> Any:
-    arguments = () if parameters is None else (parameters,)
-    wants_context = "context" in inspect.signature(cls).parameters
-    return cls(*arguments, context=context) if wants_context else cls(*arguments)

@@ -45,7 +45,8 @@ def resolve_handler(profiles: Sequence[str], instances: Instances, report: Repor
         try:
             bind(tuple(profiles))
         except ValueError as error:
-            report.error(found[0].path, str(error))
+            if not found[0].built.follows(str(error)):
+                report.error(found[0].path, str(error))
         for remark in getattr(found[0].plugin, "remarks", ()):
             report.warning((*found[0].path, "parameters"), str(remark))
     return found[0]

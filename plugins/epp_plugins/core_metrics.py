@@ -123,13 +123,16 @@ class ExtractorParameters(epp.plugin.Parameters):
     @model_validator(mode="after")
     def _names(self) -> "ExtractorParameters":
         names = [engine.name for engine in self.engine_configs]
+        wrong = []
         if "default" in names:
-            raise ValueError('an engine can\'t be called "default": defaultEngine names the one that is')
+            wrong.append('an engine can\'t be called "default": defaultEngine names the one that is')
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"engineConfigs has two engines called {', '.join(twice)}")
+            wrong.append(f"engineConfigs has two engines called {', '.join(twice)}")
         known = dict.fromkeys((*names, *ENGINES))
         if self.default_engine not in known:
-            raise ValueError(f'defaultEngine "{self.default_engine}" is none of {", ".join(known)}')
+            wrong.append(f'defaultEngine "{self.default_engine}" is none of {", ".join(known)}')
+        if wrong:
+            raise ValueError("\n".join(wrong))
         return self
 
 

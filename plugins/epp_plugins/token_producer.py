@@ -244,13 +244,15 @@ class TokenParameters(epp.plugin.Parameters):
     @model_validator(mode="after")
     def _one_backend(self) -> "TokenParameters":
         given = [name for name in ("estimate", "vllm", "uds_tokenizer_config") if dict(self)[name] is not None]
+        backend, wrong = dict(self)["backend"], []
         if len(given) > 1:
-            raise ValueError("one of estimate, vllm and udsTokenizerConfig may be given")
-        backend = dict(self)["backend"]
-        if backend is not None and given and given != [backend]:
-            raise ValueError(f"backend is {backend}, and the parameters are those of {given[0]}")
+            wrong.append("one of estimate, vllm and udsTokenizerConfig may be given")
+        elif backend is not None and given and given != [backend]:
+            wrong.append(f"backend is {backend}, and the parameters are those of {given[0]}")
         if self.render is not None and not self.model_name:
-            raise ValueError("vllm needs modelName")
+            wrong.append("vllm needs modelName")
+        if wrong:
+            raise ValueError("\n".join(wrong))
         return self
 
     @property
