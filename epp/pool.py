@@ -40,6 +40,7 @@ class Endpoint:
         labels: such as `llm-d.ai/role`.
         metrics_port: where it serves its metrics; None for `port`.
         metrics_address: the host where it serves its metrics, a name or an address; "" for `address`.
+        node, node_address: the name and the IP address of the Kubernetes node that it runs on; "" where there is none.
         id: `namespace/name`, as in a session token.
         host: the address as it stands in a URL: IPv6 in brackets.
         metrics_host: the same of its metrics.
@@ -53,6 +54,8 @@ class Endpoint:
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     metrics_port: int | None = None
     metrics_address: str = ""
+    node: str = ""
+    node_address: str = ""
     id: str = field(init=False, compare=False)
     host: str = field(init=False, compare=False)
     metrics_host: str = field(init=False, compare=False)
@@ -64,6 +67,11 @@ class Endpoint:
         object.__setattr__(self, "host", host)
         object.__setattr__(self, "metrics_host", _in_url(metrics_address) if metrics_address else host)
         object.__setattr__(self, "hostport", f"{host}:{self.port}")
+
+    @property
+    def node_host(self) -> str:
+        """The node's address as it stands in a URL; the endpoint's own where no node is known."""
+        return _in_url(self.node_address) if self.node_address else self.host
 
     @property
     def metrics_place(self) -> tuple[str, int | None]:

@@ -22,6 +22,7 @@ class Page:
 
     Attributes:
         interval: seconds between two scrapes of one endpoint; None for the command line's.
+        at_node: whether a polled page is asked for at the address of the endpoint's node, where one is known.
     """
 
     scheme: str = "http"
@@ -32,6 +33,7 @@ class Page:
     certificate: Path | None = None
     key: Path | None = None
     interval: float | None = None
+    at_node: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from epp.data.client import MetricsClient, ScrapeOptions, check
 from epp.data.configured import page_options
 from epp.keys import Key
 from epp.pool import Endpoint, Pool
-from epp.sources import PageReader, Poll
+from epp.sources import Page, PageReader, Poll
 
 INTERVAL = 1.0
 """Seconds between two fetches of one page, where it doesn't say."""
@@ -101,7 +101,7 @@ class Polls:
             return
         values: list[Mapping[Key, float]] = [{} for _ in each.poll.readers]
         try:
-            page = await each.client.page(_url(endpoint, each.options))
+            page = await each.client.page(_url(endpoint, each.options, each.poll.page))
         except Exception as error:  # noqa: BLE001 (the root of a task; it is told)
             self._on_fault(each.poll, None, endpoint, str(error))
         else:
@@ -128,6 +128,7 @@ def _number(key: Key, value: float) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def _url(endpoint: Endpoint, options: ScrapeOptions) -> str:
+def _url(endpoint: Endpoint, options: ScrapeOptions, page: Page) -> str:
     port = options.port or endpoint.metrics_port or endpoint.port
-    return f"{options.scheme}://{endpoint.metrics_host}:{port}{options.path}"
+    host = endpoint.node_host if page.at_node else endpoint.metrics_host
+    return f"{options.scheme}://{host}:{port}{options.path}"

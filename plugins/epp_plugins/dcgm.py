@@ -23,8 +23,8 @@ Parameters
     - `insecureSkipVerify` (true): with https, accept any certificate.
     - `caCertPath` (none): certificates (PEM) to check the endpoints' against; without, the system's.
     - `clientCertPath`, `clientKeyPath` (none): our own certificate and its key (PEM), for endpoints that ask for one.
-    - `useNodeAddress` (false): ask at the address of the node in place of the endpoint's. Without Kubernetes an
-      endpoint's address is its host's, and this has no effect.
+    - `useNodeAddress` (false): ask at the address of the pod's node in place of the pod's, as an exporter on the host's
+      network needs it. Without Kubernetes an endpoint's address is its host's, and this has no effect.
     - `interval` (1s): between two looks at an endpoint; in large pools it is stretched.
 
     dcgm-extractor has none: None.
@@ -58,6 +58,7 @@ Where it departs from llm-d, and why
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from pydantic import Field
@@ -83,9 +84,7 @@ class DcgmDataSource:
     stability = "alpha"
 
     def __init__(self, parameters: DcgmParameters) -> None:
-        self._page = parameters.page()
-        ignored = "useNodeAddress has no effect without Kubernetes: an endpoint's address is its host's"
-        self.remarks = (ignored,) if parameters.use_node_address else ()
+        self._page = replace(parameters.page(), at_node=parameters.use_node_address)
 
     def polled_page(self) -> Page:
         """The page."""

@@ -25,7 +25,7 @@ Writes
 Parameters
     of topology-extractor, the names of labels:
 
-    - `hostname` (kubernetes.io/hostname).
+    - `hostname` (kubernetes.io/hostname); the name of the pod's node for an endpoint without that label.
     - `rack` (topology.kubernetes.io/rack).
     - `zone` (topology.kubernetes.io/zone).
     - `region` (topology.kubernetes.io/region).
@@ -50,17 +50,18 @@ Example:
       - pluginRef: topology-affinity-scorer
 
 Where it departs from llm-d, and why
-    A host is what its label says; there the name of the pod's node stands in for a missing one.
+    In nothing.
 """
 
 from collections.abc import Mapping
 from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 import epp.plugin
-from epp.plugin import Candidates, Context, Endpoint, Floats, Mask, Request, UnknownPlugin
+from epp.plugin import Candidates, Context, Endpoint, Floats, Mask, Pool, Request, UnknownPlugin
 
 EXTRACTOR: Final = "topology-extractor"
 POINTS: Final[Mapping[str, float]] = {"host": 1.0, "rack": 0.2, "zone": 0.05, "region": 0.02}
@@ -85,8 +86,10 @@ class TopologyExtractor:
         self.labels: Mapping[str, str] = {"host": p.hostname, "rack": p.rack, "zone": p.zone, "region": p.region}
 
     def extract(self, endpoint: Endpoint) -> Mapping[str, str]:
-        """Where the endpoint is, by level, as far as its labels say."""
-        return {level: endpoint.labels[label] for level, label in self.labels.items() if label in endpoint.labels}
+        """Where the endpoint is, by level, as far as its labels and its node say."""
+        said = {level: endpoint.labels.get(label, "") for level, label in self.labels.items()}
+        said["host"] = said["host"] or endpoint.node
+        return {level: value for level, value in said.items() if value}
 
 
 _DEFAULT: Final = TopologyExtractor(TopologyExtractor.Parameters())
@@ -98,29 +101,45 @@ class Affinity(epp.plugin.Parameters):
     topology_producer_name: str | None = None
 
 
-def _labels(parameters: Affinity, context: Context) -> Mapping[str, str]:
-    """The label of each level, by the extractor that is configured."""
+class _Topology:
+    """How close candidates are to the peer, by the extractor that is configured."""
+
+    def __init__(self, parameters: Affinity, context: Context) -> None:
+        extractor = _extractor(parameters, context)
+        self._labels = extractor.labels
+
+        def hosts(pool: Pool) -> NDArray[np.str_]:
+            return np.array([extractor.extract(e).get("host", "") if e else "" for e in pool.endpoints], dtype=np.str_)
+
+        self._hosts = hosts  # one object: the pool's cache is keyed by it
+        self._extractor = extractor
+
+    def closeness(self, c: Candidates) -> Floats:
+        """The points of the nearest level that each candidate has in common with the peer, shape (n,)."""
+        points = np.zeros(len(c))
+        peer = self._extractor.extract(c.peer.endpoints[0]) if c.peer is not None else {}
+        for level in reversed(list(POINTS)):  # the nearest last
+            if level in peer:
+                points[self._common(level, peer[level], c)] = POINTS[level]
+        return points
+
+    def _common(self, level: str, value: str, c: Candidates) -> Mask:
+        if level == "host":
+            return np.asarray(c.derived(self._hosts) == value)
+        label = self._labels[level]
+        return np.asarray(c.label(label) == c.code(label, value))
+
+
+def _extractor(parameters: Affinity, context: Context) -> TopologyExtractor:
     try:
         extractor = context.plugin(parameters.topology_producer_name or EXTRACTOR)
     except UnknownPlugin:
         if parameters.topology_producer_name not in {None, "", EXTRACTOR}:
             raise
-        extractor = _DEFAULT
-    labels: Mapping[str, str] | None = getattr(extractor, "labels", None)
-    if labels is None or list(labels) != list(POINTS):
+        return _DEFAULT
+    if not isinstance(extractor, TopologyExtractor):
         raise ValueError(f'"{parameters.topology_producer_name}" is no {EXTRACTOR}')
-    return labels
-
-
-def _closeness(c: Candidates, labels: Mapping[str, str]) -> Floats:
-    """The points of the nearest level that each candidate has in common with the peer, shape (n,)."""
-    points = np.zeros(len(c))
-    peer = c.peer.endpoints[0].labels if c.peer is not None else {}
-    for level in reversed(list(POINTS)):  # the nearest last
-        label = labels[level]
-        if label in peer:
-            points[c.label(label) == c.code(label, peer[label])] = POINTS[level]
-    return points
+    return extractor
 
 
 class FilterParameters(Affinity):
@@ -136,12 +155,12 @@ class TopologyAffinityFilter:
     Parameters = FilterParameters
 
     def __init__(self, parameters: FilterParameters, context: Context) -> None:
-        self._labels = _labels(parameters, context)
+        self._topology = _Topology(parameters, context)
         self._least = POINTS[parameters.min_affinity]
 
     def keep(self, request: Request, c: Candidates) -> Mask:
         """Who is close enough to the peer, or everybody, shape (n,)."""
-        close: Mask = _closeness(c, self._labels) >= self._least
+        close: Mask = self._topology.closeness(c) >= self._least
         return close if close.any() else np.ones(len(c), dtype=bool)
 
 
@@ -152,8 +171,8 @@ class TopologyAffinityScorer:
     Parameters = Affinity
 
     def __init__(self, parameters: Affinity, context: Context) -> None:
-        self._labels = _labels(parameters, context)
+        self._topology = _Topology(parameters, context)
 
     def score(self, request: Request, c: Candidates) -> Floats:
         """The points of the nearest level in common with the peer, shape (n,)."""
-        return _closeness(c, self._labels)
+        return self._topology.closeness(c)

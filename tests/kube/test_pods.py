@@ -51,10 +51,12 @@ def test_the_endpoints_of_a_pod(
     assert tuple((endpoint.name, endpoint.port) for endpoint in found) == endpoints
 
 
-def test_an_endpoint_has_the_pods_namespace_address_and_labels() -> None:
+def test_an_endpoint_has_the_pods_namespace_address_labels_and_node() -> None:
     each = pod("p", "fd00::1", namespace="ns", labels={"llm-d.ai/role": "decode"})
     (found,) = endpoints_of(read(Pod, each), (8000,))
-    assert found == Endpoint("p-rank-0", "fd00::1", 8000, "ns", {"llm-d.ai/role": "decode"})
+    labels = {"llm-d.ai/role": "decode"}
+    assert found == Endpoint("p-rank-0", "fd00::1", 8000, "ns", labels, node="node-1", node_address="192.0.2.1")
+    assert found.node_host == "192.0.2.1"
     assert found.hostport == "[fd00::1]:8000"
 
 

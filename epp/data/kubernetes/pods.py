@@ -27,12 +27,20 @@ class PodStatus(msgspec.Struct, frozen=True):
     """What the kubelet says of a pod."""
 
     pod_ip: str = msgspec.field(name="podIP", default="")
+    host_ip: str = msgspec.field(name="hostIP", default="")
     conditions: list[Condition] = []
+
+
+class PodSpec(msgspec.Struct, frozen=True):
+    """Where the pod is."""
+
+    node_name: str = msgspec.field(name="nodeName", default="")
 
 
 class Pod(Object, frozen=True):
     """A pod, as far as it is wanted here."""
 
+    spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
 
     @property
@@ -53,8 +61,17 @@ def endpoints_of(pod: Pod, ports: Sequence[int]) -> tuple[Endpoint, ...]:
     if not pod.ready:
         return ()
     meta, active = pod.metadata, active_ports(pod)
+    node, node_address = pod.spec.node_name, pod.status.host_ip
     return tuple(
-        Endpoint(f"{meta.name}-rank-{rank}", pod.status.pod_ip, port, meta.namespace, meta.labels)
+        Endpoint(
+            f"{meta.name}-rank-{rank}",
+            pod.status.pod_ip,
+            port,
+            meta.namespace,
+            meta.labels,
+            node=node,
+            node_address=node_address,
+        )
         for rank, port in enumerate(ports)
         if active is None or port in active
     )

@@ -90,6 +90,18 @@ async def test_where_the_page_is(bench: Bench, engine: StartEngine) -> None:
     await bench.until(lambda: [bench.value(OTHER, slot) for slot in range(2)] == [3, 3])
 
 
+async def test_at_the_node(bench: Bench, engine: StartEngine) -> None:
+    """The node's address is asked, or the endpoint's where no node is known."""
+    server = await engine(b"1")
+    bench.pool.add(Endpoint("a", "127.9.9.9", 8000, node="n", node_address="127.0.0.1"))
+    bench.pool.add(at(server, "b"))
+    bench.pool.add(Endpoint("c", "127.0.0.1", 8000, node="n", node_address="127.9.9.9"))
+    bench.follow(number(OTHER), port=server.port, at_node=True)
+    await bench.until(lambda: [bench.value(OTHER, slot) for slot in range(2)] == [1, 1])
+    await bench.until(lambda: ("gpus", None, "c") in bench.faults)
+    assert math.isnan(bench.value(OTHER, 2))
+
+
 async def test_what_is_not_known_any_more(bench: Bench, engine: StartEngine) -> None:
     """A value that the page has no more, a page that can't be had, a reader that fails: all is told and known again."""
     server = await engine(b"1")

@@ -84,10 +84,9 @@ def test_invalid_parameters(cls: Any, parameters: Any) -> None:
 
 
 def test_a_nodes_address() -> None:
-    """It isn't known without Kubernetes, and that is said."""
-    assert made(DcgmDataSource).remarks == ()
-    (remark,) = made(DcgmDataSource, useNodeAddress=True).remarks
-    assert "no effect without Kubernetes" in remark
+    """It is asked if the parameter says so."""
+    assert not made(DcgmDataSource).polled_page().at_node
+    assert made(DcgmDataSource, useNodeAddress=True).polled_page().at_node
 
 
 GPUS = """

@@ -82,6 +82,18 @@ def test_extractor():
     }
 
 
+def test_the_node_stands_in_for_the_host():
+    """Of an endpoint without the label: it is on the host whose label says the same, or whose node it is."""
+    own = pool(count=0)
+    for number, (labels, node) in enumerate([({}, "n1"), ({HOST: "n1"}, "n9"), ({}, "n2"), ({}, ""), ({}, "n1")]):
+        own.add(Endpoint(f"pod-{number}", f"10.0.0.{number + 1}", 8000, labels=labels, node=node))
+    c = candidates(of=own)
+    later = c.narrow(np.arange(5) < 4, c.pick("decode", [4], 1.0))
+    assert made(TopologyAffinityScorer).score(request(), later).tolist() == [1, 1, 0, 0]
+    nowhere = c.narrow(np.arange(5) < 4, c.pick("decode", [3], 1.0))
+    assert made(TopologyAffinityScorer).score(request(), nowhere).tolist() == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("extractor", "expected"),
     [
