@@ -40,6 +40,16 @@ _MOVED = (
 )
 _SCORERS_NAME = ("prefixPluginName", "prefixPluginType")
 _READERS = frozenset({"no-hit-lru-scorer", "pd-profile-handler"})
+OLD_PARAMETERS: Mapping[str, tuple[Path, ...]] = {
+    SCORER: tuple((key,) for key in _MOVED),
+    PRECISE_PRODUCER: (
+        *(("indexerConfig", key) for key in _OWN_PLACE),
+        ("indexerConfig", "kvBlockIndexConfig", "maxPrefixTokensToMatch"),
+    ),
+    **{reader: tuple((key,) for key in _SCORERS_NAME) for reader in _READERS},
+}
+"""By type, the places of parameters that aren't its own any more, and are read all the same."""
+
 _CHARACTERS_PER_TOKEN = 4
 _SMALLEST_BLOCK = 64
 

@@ -83,7 +83,7 @@ class PdParameters(epp.plugin.Parameters):
 
     decode_profile: str = "decode"
     prefill_profile: str = "prefill"
-    decider_plugin_name: str = DECIDER
+    decider_plugin_name: str | None = None
     primary_port: int = Field(default=0, ge=0, le=65535)
     prefix_match_info_producer_name: str = APPROX_PREFIX_PRODUCER
     threshold: int = Field(default=0, ge=0, deprecated='write "deciderPluginName", with a decider')
@@ -150,13 +150,13 @@ def _decider(parameters: PdParameters, context: Context) -> Decider | None:
     if "threshold" in parameters.model_fields_set:
         return None
     try:
-        found = context.plugin(parameters.decider_plugin_name)
+        found = context.plugin(parameters.decider_plugin_name or DECIDER)
     except UnknownPlugin:
-        if "decider_plugin_name" in parameters.model_fields_set:
+        if parameters.decider_plugin_name is not None:
             raise
         return None
     if not isinstance(found, Decider):
-        raise ValueError(f'"{parameters.decider_plugin_name}" is no decider: it has no method disaggregate')
+        raise ValueError(f'"{parameters.decider_plugin_name or DECIDER}" is no decider: it has no method disaggregate')
     return found
 
 

@@ -92,3 +92,24 @@ def test_old_parameters(type_name, old, new):
     before, after = load(text % (type_name, json.dumps(old))), load(text % (type_name, json.dumps(new)))
     assert show.to_yaml(before) == show.to_yaml(after)
     assert sum("is deprecated" in warning for warning in before.router.warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "decider"),
+    [
+        ("{}", ""),
+        ("{threshold: 0}", ""),
+        ("{}", "{type: prefix-based-pd-decider}, "),
+        ("{deciderPluginName: always-disagg-pd-decider}", "{type: always-disagg-pd-decider}, "),
+    ],
+)
+def test_a_handler_of_before_is_shown_so_that_it_loads(parameters, decider):
+    """With or without a decider, and its threshold; and the same again."""
+    loaded = load(
+        f"plugins: [{decider}{{type: decode-filter}}, {{type: pd-profile-handler, parameters: {parameters}}}]\n"
+        "schedulingProfiles: [{name: decode, plugins: [{pluginRef: decode-filter}]}]"
+    )
+    again = shown(loaded)
+    assert show.to_yaml(again) == show.to_yaml(loaded)
+    deciders = [type(each.instances["pd-profile-handler"].plugin._decider) for each in (loaded, again)]
+    assert deciders[0] is deciders[1]
