@@ -33,7 +33,8 @@ What it does
     - `room`: if that is more than there is, the seconds until enough has come free: by Little's law an engine frees
       what is `used` once in the mean `duration` of a request.
     - `answer`: `batch` are the requests in flight there, `held` the tokens of their prompts, which decoding reads: both
-      ours by our own count, and what the engine's page has beyond that (`running`, and the KV cache in use).
+      ours by our own count, and what the engine's page has beyond that (`running`, and the KV cache in use), which is
+      believed less by the second: by 1/e after half a minute without a scrape.
     - `token`, `start`, `member`, `read`, `step`: seconds a token to compute, a request at all, and of a step of
       decoding a member of the batch, a token read, and a step at all. Learnt for all endpoints together by least
       squares: the first two from the times to first tokens, in responses that pass or in the engines' histograms
@@ -98,7 +99,7 @@ from epp.plugin import (
     Request,
     matched_tokens,
 )
-from epp_plugins.engine_work import HELD, OTHER, OTHER_HELD, OTHER_REQUESTS, OWN_MEMORY, SEEN, SPEED, Sent, Work
+from epp_plugins.engine_work import HELD, OTHER, OTHER_HELD, OTHER_REQUESTS, OWN_MEMORY, SEEN, SPEED, WINDOW, Sent, Work
 
 BUSIEST: Final = 0.9
 """The share of time above which engines don't count as busier: beyond it the estimate says nothing any more."""
@@ -174,8 +175,10 @@ class WorkAheadScorer:
         tokens = work.pending(rows, c.now)
         batch, held = c[INFLIGHT_REQUESTS], rows[HELD]
         if np.count_nonzero(rows[OTHER : OTHER_HELD + 1]):
-            tokens += np.maximum(rows[OTHER] - (c.now - rows[SEEN]) / (speed * token), 0.0)
-            batch, held = batch + rows[OTHER_REQUESTS], held + rows[OTHER_HELD]
+            age = c.now - rows[SEEN]
+            tokens += np.maximum(rows[OTHER] - age / (speed * token), 0.0)
+            believed = np.exp(age / -WINDOW)
+            batch, held = batch + rows[OTHER_REQUESTS] * believed, held + rows[OTHER_HELD] * believed
         arrivals, busy = work.traffic.rates(c.now)
         backlog = float(np.add.reduce(tokens)) / len(c) * token
         delay = arrivals / len(c) * backlog / (1.0 - min(busy / len(c), BUSIEST))

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from epp_plugins.work_ahead import WorkAheadScorer
 
-from epp.keys import FIRST_TOKEN_SECONDS, FIRST_TOKENS, TOKEN_GAP_SECONDS, TOKEN_GAPS, WAITING
+from epp.keys import (
+    FIRST_TOKEN_SECONDS,
+    FIRST_TOKENS,
+    KV_USAGE,
+    RUNNING,
+    TOKEN_GAP_SECONDS,
+    TOKEN_GAPS,
+    WAITING,
+)
 from epp.plugin import Body, Candidates, Outcome, Request, matched_tokens
 from epp.request import Usage
 from epp.testing import FakeClock, context, decided
@@ -71,6 +79,8 @@ class Bench:
 
 
 KEYS = {
+    "running": RUNNING,
+    "kv_usage": KV_USAGE,
     "waiting": WAITING,
     "first_tokens": FIRST_TOKENS,
     "first_token_seconds": FIRST_TOKEN_SECONDS,
@@ -219,6 +229,19 @@ def test_what_others_queue_counts_and_fades():
     bench.clock.advance(0.5)
     assert fresh < 0.5
     assert bench.points(2000)[0] > fresh
+
+
+def test_what_others_run_is_believed_less_with_age():
+    """Once scraped beside others' requests, and never again: it isn't shunned for ever."""
+    bench = Bench(2, answer=50.0)
+    bench.clock.advance(1.0)
+    bench.scrape(0, running=100, kv_usage=0.7)
+    points = []
+    for seconds in (0.0, 10.0, 60.0, 600.0):
+        bench.clock.advance(seconds)
+        points.append(bench.points()[0])
+    assert points == sorted(set(points))
+    assert points[-1] > 0.95 > points[0]
 
 
 def test_our_own_queue_is_not_counted_twice():
