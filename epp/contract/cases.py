@@ -18,6 +18,9 @@ LABELS = ("llm-d.ai/role", "llm-d.ai/engine-type", "zone")
 VALUES = ("decode", "prefill", "both", "vllm", "a", "")
 HEADERS = ("x-session-token", "x-session-id", "x-conversation-id")
 TEXTS = ("", "one", "%%%", *(base64.b64encode(name).decode() for name in (b"default/pod-0", b"default/nobody")))
+LENGTHS = (0, 1, 60, 600, 600, 20_000)
+"""Of prompts, in bytes."""
+
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/")
 
 
@@ -106,10 +109,15 @@ def _adapters(random: Random, number: int) -> dict[str, Any]:
 
 
 def _request(random: Random) -> Request:
-    prompts = [random.randbytes(random.choice([0, 1, 60, 600])) for _ in range(random.choice([0, 1, 1, 1, 3]))]
+    prompts = [_prompt(random, random.choice(LENGTHS)) for _ in range(random.choice([0, 1, 1, 1, 3]))]
     headers = {name: random.choice(TEXTS) for name in HEADERS if random.random() < 0.4}
     model = random.choice([*MODELS, ""])
     return testing.request(prompts, model=model, headers=headers, priority=random.choice([0, 0, -1, 5]))
+
+
+def _prompt(random: Random, length: int) -> bytes:
+    """So many bytes; a long one repeats itself, so that randomness is spent sparingly."""
+    return (random.randbytes(min(length, 600)) * -(-length // 600))[:length]
 
 
 def fleet(number: int) -> Pool:
@@ -120,6 +128,13 @@ def fleet(number: int) -> Pool:
     usage = [random.random() for _ in range(number)]
     models = [["model"]] * number
     return testing.pool(**columns, kv_usage=usage, active_models=models, labels={"zone": "a"})
+
+
+def refreshed(c: Candidates) -> Candidates:
+    """The same candidates, of which nobody has missed its last scrape."""
+    other = c.keeping(np.ones(len(c), dtype=bool))
+    other.fresh, other.all_fresh = np.ones(len(c), dtype=bool), True
+    return other
 
 
 def reordered(c: Candidates, order: Sequence[int]) -> Candidates:

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from epp.contract.cases import Case, reordered
+from epp.contract.cases import Case, refreshed, reordered
 from epp.contract.subject import Subject
 from epp.plugin import (
     BadRequest,
@@ -95,9 +95,14 @@ def _missing_never_wins(subject: Subject, case: Case) -> None:
     for key, values in c.read.items():
         if key.source == "metrics":
             lacking |= np.isnan(values)
+    if not c.all_fresh:
+        others_fresh = replace(case, candidates=refreshed(c))
+        if not np.array_equal(points, np.nan_to_num(_scores(subject, others_fresh))):  # it goes by who is stale
+            lacking |= ~c.fresh
     if lacking.any() and not lacking.all():
         best, others = float(points[lacking].max()), float(points[~lacking].max())
-        _due(best <= others, f"an endpoint that lacks a metric gets {best:g}, those that have all at most {others:g}")
+        what = "an endpoint that lacks a metric, or is stale,"
+        _due(best <= others, f"{what} gets {best:g}, those that have all at most {others:g}")
 
 
 def _scores_in_any_order(subject: Subject, case: Case) -> None:
@@ -262,6 +267,9 @@ def _observes(subject: Subject, case: Case) -> None:
 
 # --- parsers
 
+_PIECES = 1000
+"""Bytes of a response that are given one by one."""
+
 
 def _parses(subject: Subject, case: Case) -> None:
     plugin = subject.plugin
@@ -275,7 +283,7 @@ def _parses(subject: Subject, case: Case) -> None:
 
 
 def _reads_responses(subject: Subject, case: Case) -> None:
-    data = b"".join(case.request.body.prompts) or b'data: {"usage": {}}\n\n'
+    data = b"".join(case.request.body.prompts)[:_PIECES] or b'data: {"usage": {}}\n\n'
     for streaming in (False, True):
         reader = subject.plugin.response(streaming=streaming)
         if reader is None:
@@ -330,7 +338,7 @@ def _extracts(subject: Subject, case: Case) -> None:
 
 CHECKS: tuple[Check, ...] = (
     Check("scorer", "scores are a float for each candidate in [0, 1], or NaN where something is missing", _in_range),
-    Check("scorer", "a missing metric never wins: others get as many points, or more", _missing_never_wins),
+    Check("scorer", "a missing or stale metric never wins: others get as many points, or more", _missing_never_wins),
     Check("scorer", "a score doesn't depend on where its endpoint stands", _scores_in_any_order),
     Check("scorer", "asking twice changes nothing", _scores_twice),
     Check("filter", "a mask is a bool for each candidate", _masks),

@@ -18,8 +18,11 @@ DEFAULT_CASES = 200
 BUDGET_US = 50.0
 """What a plugin may take for 100 endpoints without a remark."""
 
-_CALLS = 200
-_TIMED = {"score": "scorer", "keep": "filter", "produce": "producer", "screen": "screener"}
+TIME_BUDGET_US = 5000.0
+"""What a call may take before it is an overrun, as long as `--plugin-time-budget` says nothing else."""
+
+_CALLS, _SECONDS = 200, 1.0
+_TIMED = {"score": "scorer", "keep": "filter", "produce": "producer", "screen": "screener", "deny": "admitter"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +132,22 @@ def _cost(type_name: str, parameters: Mapping[str, Any] | None) -> Iterable[Resu
         if not callable(function):
             continue
         micros = _best(partial(function, sent, c)) * 1e6
-        sentence = f"a {kind}'s call takes {micros:.0f} us with 100 endpoints"
+        sentence = f"{'an' if kind == 'admitter' else 'a'} {kind}'s call takes {micros:.0f} us with 100 endpoints"
+        if micros > TIME_BUDGET_US and not getattr(subject.plugin, "mandatory", False):
+            yield Result(sentence, f"more than its budget of {TIME_BUDGET_US:.0f} us: it would be left out")
+            continue
         slow = f"more than {BUDGET_US:.0f} us: a line of numpy takes some 5; a loop over endpoints is slow"
         yield Result(sentence, slow if micros > BUDGET_US else "", remark=micros > BUDGET_US)
 
 
 def _best(function: Any) -> float:
     """Seconds of the quickest of many calls: what the machine does besides only ever adds."""
-    best = float("inf")
+    best, spent = float("inf"), 0.0
     for _ in range(_CALLS):
         start = perf_counter()
         function()
-        best = min(best, perf_counter() - start)
+        took = perf_counter() - start
+        best, spent = min(best, took), spent + took
+        if spent > _SECONDS:
+            break
     return best

@@ -59,6 +59,8 @@ class Subject:
         if "profile handler" not in found.kinds or not config:  # a handler needs the profiles of its example
             config = {"plugins": [mine]}
         mine["type"], mine["name"] = type_name, mine.get("name", found.name)
+        if "decider" in found.kinds:  # what it reads is written where a handler asks for it
+            config = _asked_by_a_handler(mine)
         text = json.dumps({"apiVersion": API_VERSION, "kind": KIND, **config})
         shared = Pool() if pool is None else pool
 
@@ -78,6 +80,11 @@ class Subject:
         producers = tuple(each for each in self.router.producers if own or each.plugin is not self.plugin)
         produce(replace(self.router, producers=producers), request, c, Unguarded())
         return c
+
+
+def _asked_by_a_handler(decider: dict[str, Any]) -> dict[str, Any]:
+    handler = {"type": "disagg-profile-handler", "parameters": {"deciders": {"prefill": decider["name"]}}}
+    return {"plugins": [decider, handler], "schedulingProfiles": [{"name": "decode"}]}
 
 
 def _same(written: str, asked_for: str) -> bool:

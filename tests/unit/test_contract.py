@@ -37,7 +37,19 @@ BROKEN = {
     "score: NaN": (SCORE + "return np.full(len(c), np.nan)", "where nothing is missing"),
     "score: missing wins": (
         SCORE + "return 1.0 / (1.0 + np.nan_to_num(c[WAITING]))",
-        "an endpoint that lacks a metric gets 1, those that have all at most",
+        "an endpoint that lacks a metric, or is stale, gets 1, those that have all at most",
+    ),
+    "score: stale wins": (
+        SCORE + "return (~c.fresh).astype(float)",
+        "an endpoint that lacks a metric, or is stale, gets 1, those that have all at most 0",
+    ),
+    "score: a long prompt": (
+        SCORE + "return np.full(len(c), sum(map(len, request.body.prompts)) / 5000 > 1) / 1.0 + 0.5",
+        r"scores outside of \[0, 1\]: \[1.5",
+    ),
+    "score: sleeps": (
+        SCORE + "import time; time.sleep(0.01); return np.ones(len(c))",
+        "more than its budget of 5000 us: it would be left out",
     ),
     "score: order": (SCORE + "return np.linspace(0, 1, len(c))", "and in the order"),
     "score: state": (
@@ -91,6 +103,21 @@ def test_remarks(tmp_path, text, remark):
     report = check(str(file), count=5)
     assert not report.broken
     assert [result for result in report.results if result.remark and remark in result.detail]
+
+
+def test_a_decider_reads_what_its_producer_writes(tmp_path):
+    """The producers of what it reads run before it, as they do for a handler that asks for it."""
+    reading = "matched_tokens()"
+    text = (
+        HEAD.replace("import WAITING,", "import WAITING, matched_tokens,")
+        + f"""
+    reads = ({reading},)
+    def disaggregate(self, request, pick, c):
+        return bool((c[{reading}] >= 0).all())
+"""
+    )
+    (tmp_path / "mine.py").write_text(text)
+    check(str(tmp_path / "mine.py"), count=20).raise_if_broken()
 
 
 def test_parameters(tmp_path):
