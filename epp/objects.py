@@ -1,7 +1,7 @@
 """What Kubernetes' InferenceObjective and InferenceModelRewrite say, wherever they come from: one immutable value."""
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 CRITICALITIES: Mapping[str, int] = {"Critical": 10, "Standard": 0, "Default": 0, "Normal": 0, "Sheddable": -10}
@@ -77,6 +77,10 @@ class Objects:
     def rewrites(self) -> bool:
         """Whether there is any rule."""
         return bool(self.exact) or self.generic is not None
+
+    def offered(self, served: Collection[str]) -> list[str]:
+        """The names that rules give to models of which some is served."""
+        return [name for name, rule in self.exact.items() if any(model in served for model in rule.targets)]
 
     def rule(self, model: str) -> Rule | None:
         """The rule for a model that a client names; one for it beats one for all."""

@@ -195,6 +195,15 @@ def _is_destination(said: Any) -> bool:
     return isinstance(said, str) and _DESTINATION.fullmatch(said) is not None
 
 
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
+def preferences(header: str) -> set[str]:
+    """The names in a `Prefer` header, in small letters: a list, each with a value and parameters that don't matter."""
+    listed = _QUOTED.sub('""', header).split(",")  # what is quoted may have any character
+    return {re.split("[;=]", each, maxsplit=1)[0].strip().lower() for each in listed} - {""}
+
+
 def insist_on_cache(exchange: Exchange, request: Request) -> None:
     """Minds `Prefer: if-available` (RFC 7240): the request is for an endpoint that has a part of its prompt, or nobody.
 
@@ -204,5 +213,5 @@ def insist_on_cache(exchange: Exchange, request: Request) -> None:
     prefer = request.headers.get("prefer")
     if not prefer or not request.body.prompts or exchange.record.matched:
         return
-    if "if-available" in [token.strip().lower() for token in prefer.split(",")]:
+    if "if-available" in preferences(prefer):
         raise PreconditionFailed("no decode worker has the requested KV cache")

@@ -117,7 +117,14 @@ def parse_file(data: bytes, file: str, pool_name: str = "") -> Contents:
         raise ConfigError(f"{file}: there is no `endpoints:` in it (an empty pool is `endpoints: []`)")
     declared = tuple(entry for document in ours for entry in _entries(document, file, pool))
     check_unique(declared)
-    return Contents(_selected(declared, pool), objects, warnings)
+    selected = _selected(declared, pool)
+    if declared and not selected and pool is not None:
+        wanted = ", ".join(f"{label}={value}" for label, value in pool.labels.items())
+        warnings += (
+            f"{file}: none of the {len(declared)} endpoints has the labels that the InferencePool's selector "
+            f"asks for ({wanted}): the pool is empty",
+        )
+    return Contents(selected, objects, warnings)
 
 
 def _document_place(file: str, number: int, documents: Sequence[Any]) -> str:

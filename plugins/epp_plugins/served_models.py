@@ -30,7 +30,7 @@ Where it departs from llm-d, and why
 """
 
 from epp import plugin
-from epp.plugin import REPORTED, SERVED_MODELS, Candidates, Mask, Request
+from epp.plugin import REPORTED, SERVED_MODELS, Candidates, Context, Mask, Request
 
 
 class ServedModelFilter:
@@ -43,8 +43,8 @@ class ServedModelFilter:
 
         enabled: bool = True
 
-    def __init__(self, parameters: Parameters) -> None:
-        self._enabled = parameters.enabled
+    def __init__(self, parameters: Parameters, context: Context) -> None:
+        self._enabled, self._pool = parameters.enabled, context.pool
 
     def screen(self, request: Request, c: Candidates) -> Mask | None:
         """True for who serves the model or doesn't say, shape (n,); None where all serve the same."""
@@ -56,4 +56,5 @@ class ServedModelFilter:
         """Why nobody is left: what is asked for, and the nearest that there is; nothing if who serves it is out."""
         if c.anywhere(SERVED_MODELS, request.model):
             return ""
-        return plugin.unknown_model(request.model, c.members(SERVED_MODELS) - {REPORTED})
+        served = c.members(SERVED_MODELS) - {REPORTED}
+        return plugin.unknown_model(request.model, served.union(self._pool.objects.offered(served)))

@@ -107,6 +107,20 @@ async def test_one_model(start: Start, path: str, model: str) -> None:
         assert await stream.rest() == []
 
 
+async def test_the_nearest_name_may_be_a_rewrites(start: Start) -> None:
+    """A name that a rewrite offers for a model that is served is one that the client may have meant; others aren't."""
+    picker = await ready(start, "llama-8b", "qwen")
+    rules = [Rule("r", ("assistant",), ("llama-8b",), (None,)), Rule("s", ("narrator",), ("gone",), (None,))]
+    picker.pool.objects = Objects.of({}, rules)
+    for asked, hint in (("asistant", "did you mean `assistant`?"), ("narator", "there are: assistant, llama-8b, qwen")):
+        async with picker.stream() as stream:
+            await stream.send(request_headers())
+            reply = await stream.ask(request_body(chat(asked)))
+            message = json.loads(reply.immediate_response.body)["error"]["message"]
+            assert message == f"The model `{asked}` does not exist; {hint}"
+            assert await stream.rest() == []
+
+
 async def test_one_model_that_nobody_serves(start: Start) -> None:
     """404 with the nearest name; but somebody who doesn't say what he serves may have it."""
     picker = await ready(start, "llama-8b", "qwen")

@@ -126,6 +126,23 @@ CASES = [
         {0: 2 + 0.4 + 2, 1: 1 + 1.6 + 1, 2: 0 + 1 + 0},
     ),
     Case(
+        "kserve-default.yaml",
+        "nobody has it, and that is what is asked for",
+        THREE,
+        412,
+        {},
+        sent=Sent("a" * 1024, headers={"prefer": "respond-async, if-available; x=1"}),
+    ),
+    Case(
+        "kserve-default.yaml",
+        "somebody has it, as is asked for",
+        THREE,
+        (2,),
+        {0: 2 + 0.4 + 0 + 1, 1: 1 + 1.6 + 0 + 1, 2: 0 + 1 + 3 + 1},
+        sent=Sent("a" * 1024, headers={"prefer": "respond-async, if-available; x=1"}),
+        before=(Sent("a" * 1024, only=2),),
+    ),
+    Case(
         "kserve-pd.yaml",
         "every request is split",
         {

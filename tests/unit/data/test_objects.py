@@ -26,6 +26,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 ENDPOINTS = {"endpoints": [{"name": "a", "address": "10.0.0.1", "port": 8000, "labels": {"app": "x"}}]}
+ELSEWHERE = "none of the 1 endpoints has the labels that the InferencePool's selector asks for (app=y)"
 CANARY = [{"modelRewrite": "stable", "weight": 3}, {"modelRewrite": "canary", "weight": 1}]
 
 
@@ -150,6 +151,17 @@ def test_the_pool_selects_endpoints_and_has_their_ports() -> None:
         ("a", (8000,), False),
         ("b", (8000, 8001), True),
     ]
+
+
+def test_a_pool_that_selects_nobody() -> None:
+    """It is told which labels are asked for; a pool that is meant to be empty, and one that selects somebody, aren't."""
+    nobody = pool(selector={"matchLabels": {"app": "y"}})
+    said = read(nobody)
+    (warning,) = said.warnings
+    assert said.declared == ()
+    assert ELSEWHERE in warning
+    assert read(pool(selector={"matchLabels": {"app": "x"}})).warnings == ()
+    assert parse_file(yaml.safe_dump_all([nobody, {"endpoints": []}]).encode(), "f").warnings == ()
 
 
 REFUSED = {

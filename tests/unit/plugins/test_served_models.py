@@ -10,7 +10,7 @@ from epp.keys import SERVED_MODELS
 from epp.plugin import Candidates, Plugged, Profile, Request, Router
 from epp.pool import Endpoint
 from epp.schedule import Unguarded, screen
-from epp.testing import candidates, pool, request
+from epp.testing import candidates, context, pool, request
 
 LLAMA, QWEN = ["llama-8b", "adapter"], ["qwen-7b"]
 
@@ -28,7 +28,9 @@ WHO = {
 
 
 def keep(model: str, c: Candidates, *, enabled: bool = True) -> list[bool]:
-    mask = ServedModelFilter(ServedModelFilter.Parameters(enabled=enabled)).screen(request("a", model=model), c)
+    mask = ServedModelFilter(ServedModelFilter.Parameters(enabled=enabled), context()).screen(
+        request("a", model=model), c
+    )
     return [True] * len(c) if mask is None else mask.tolist()
 
 
@@ -71,7 +73,7 @@ def router(plugin: object) -> Router:
 def test_nobody_serves_it(model: str, text: str) -> None:
     """404, with the nearest name or else all of them."""
     asked: Request = request("a", model=model)
-    served = router(ServedModelFilter(ServedModelFilter.Parameters()))
+    served = router(ServedModelFilter(ServedModelFilter.Parameters(), context()))
     with pytest.raises(NotFound) as raised:
         screen(served, asked, candidates(models=[LLAMA, QWEN]), Unguarded())
     assert raised.value.message == text
