@@ -16,9 +16,9 @@ from epp.observe.entries import plain, read_log, read_logs
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit status is 0, or 1 for a file that can't be read."""
+    """The exit status is 0, or 1 for a file that can't be read; what is damaged in one is said on the error output."""
     options = _parser().parse_args(arguments)
-    entries = read_logs(options.file) if options.rotated else read_log(options.file)
+    entries = (read_logs if options.rotated else read_log)(options.file, _told)
     try:
         for entry in entries:
             print(msgspec.json.encode(plain(entry)).decode())
@@ -29,6 +29,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"epp log: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _told(what: str) -> None:
+    print(f"epp log: {what}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from random import Random
 
 from epp.errors import ConfigError
 from epp.observe import wire
+from epp.observe.frames import MAGIC, framed
 from epp.observe.record import Record, Seen
 from epp.observe.rows import Rows
 from epp.observe.series import Family
@@ -70,7 +71,7 @@ class Files:
         try:
             if self._file.exists() and self._file.stat().st_size:
                 with self._file.open("rb") as there:
-                    if there.read(len(wire.MAGIC)) != wire.MAGIC:
+                    if there.read(len(MAGIC)) != MAGIC:
                         raise ConfigError(f"--decision-log {self._file}: is no decision log: name another file")
                 self._rotate()
             self._open()
@@ -87,17 +88,20 @@ class Files:
         Raises:
             OSError: it can't be written.
         """
-        frame = wire.framed(messages)
+        frame = framed(messages)
         if anew and self._size:
             self.close()
             self._rotate()
         opened = self._opened or self._open()
-        opened.truncate(self._size)  # what is left of a frame that could not be written
-        opened.seek(self._size)
-        data = frame if self._size else wire.MAGIC + frame
+        data = frame if self._size else MAGIC + frame
         written = 0
-        while written < len(data):  # a disk that fills up takes a part first, and then refuses
-            written += opened.write(data[written:])
+        try:
+            while written < len(data):  # a disk that fills up takes a part first, and then refuses
+                written += opened.write(data[written:])
+        except OSError:
+            opened.truncate(self._size)
+            opened.seek(self._size)
+            raise
         self._size += len(data)
         return self._size
 

@@ -5,7 +5,8 @@ answers are in none of them: of a prompt there are its length and the chained ha
 goes with the process which wrote them.
 """
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +14,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from epp.errors import ConfigError
 from epp.observe import wire
+from epp.observe.frames import Lost, is_log
 from epp.observe.record import Comparison
 from epp.request import Outcome, Usage
+
+log = logging.getLogger(__name__)
 
 Singles = NDArray[np.float32]
 Hashes = NDArray[np.uint64]
@@ -114,36 +117,99 @@ class Entry(msgspec.Struct, frozen=True, eq=False):
     outcome: Outcome
 
 
-def read_logs(file: Path) -> Iterator[Entry]:
+Told = Callable[[str], None]
+"""Hears, in a sentence each, what of a log can't be read."""
+
+
+def read_logs(file: Path, told: Told = log.warning) -> Iterator[Entry]:
     """The entries of a log and of what has been rotated away from it, oldest first.
 
+    A rotated file that is no decision log is passed over.
+
+    Args:
+        file: the log; it may be empty if there are others, as that of a process which has served nobody is.
+        told: see `Told`.
+
     Raises:
-        ConfigError: there is no such file, or one of them is no decision log.
+        ConfigError: there is no such file, it is no decision log, or one of them is of a later format than this.
     """
-    for each in [*reversed(wire.rotated(file)), file]:
-        yield from read_log(each)
+    older = wire.rotated(file)
+    for each in reversed(older):
+        if is_log(each):
+            yield from read_log(each, told)
+        elif not _is_empty(each):
+            told(f"{each}: is no decision log, or its beginning is damaged: left out")
+    if not (older and _is_empty(file)):
+        yield from read_log(file, told)
 
 
-def read_log(file: Path) -> Iterator[Entry]:
+def _is_empty(file: Path) -> bool:
+    try:
+        return not file.stat().st_size
+    except OSError:
+        return False
+
+
+def read_log(file: Path, told: Told = log.warning) -> Iterator[Entry]:
     """The entries of one file, in the order in which the requests ended; it may be gzipped, and may still be written.
+
+    What is damaged is left out, and with it the rows after it that can't be understood without it.
+
+    Args:
+        file: the file.
+        told: see `Told`.
 
     Raises:
         ConfigError: it can't be read, is no decision log, or one of a later format than this.
     """
-    opening: wire.Opening | None = None
-    names: list[str] = []
-    for message in wire.messages(file):
-        if isinstance(message, wire.Opening):
-            opening, names = message, []
-        elif isinstance(message, wire.Names):
-            names += message.texts
-        elif opening is None:
-            raise ConfigError(f"{file}: is damaged: it doesn't begin with its opening")
+    reader = _Reader()
+    for read in wire.messages(file):
+        if isinstance(read, Lost):
+            reader.lost()
+            told(f"{file}: at byte {read.at}: {read.why}: left out")
         else:
-            yield _entry(message, opening, names)
+            yield from filter(None, map(reader.read, read.messages))
+    if reader.orphans:
+        told(f"{file}: {reader.orphans} requests more can't be understood without what is damaged: left out")
 
 
-def _entry(row: wire.Row, opening: wire.Opening, names: list[str]) -> Entry:
+class _Reader:
+    """Makes entries of messages.
+
+    State: the opening that holds, and the names since then.
+
+    Attributes:
+        orphans: rows whose opening or names are missing.
+    """
+
+    def __init__(self) -> None:
+        self._opening: wire.Opening | None = None
+        self._names: dict[int, str] = {}
+        self.orphans = 0
+
+    def lost(self) -> None:
+        """Some messages can't be read."""
+        if self._opening is not None and not self._opening.number:
+            self._opening = None  # an epp that didn't number: whose names they are that follow can't be told
+
+    def read(self, message: wire.Message) -> Entry | None:
+        """The entry, if the message is a row that can be understood."""
+        if isinstance(message, wire.Opening):
+            self._opening, self._names = message, {}
+        elif isinstance(message, wire.Names):
+            first = len(self._names) if message.first is None else message.first
+            self._names.update(enumerate(message.texts, first))
+        elif self._opening is not None and self._opening.number == message.opening:
+            try:
+                return _entry(message, self._opening, self._names)
+            except (LookupError, ValueError):  # a name that isn't there, or arrays that don't fit together
+                self.orphans += 1
+        else:
+            self.orphans += 1
+        return None
+
+
+def _entry(row: wire.Row, opening: wire.Opening, names: Mapping[int, str]) -> Entry:
     servers = tuple(_server(names[name]) for name in np.frombuffer(row.servers, "<u4"))
     n = len(servers)
     outcome, error = row.outcome, row.error
@@ -196,7 +262,7 @@ def _server(text: str) -> Server:
     return Server(endpoint_id, hostport)
 
 
-def _stage(stage: wire.Stage, names: list[str], n: int) -> Stage:
+def _stage(stage: wire.Stage, names: Mapping[int, str], n: int) -> Stage:
     return Stage(
         profile=names[stage.profile],
         scorers=tuple(names[name] for name in stage.scorers),
@@ -207,11 +273,11 @@ def _stage(stage: wire.Stage, names: list[str], n: int) -> Stage:
     )
 
 
-def _comparison(said: wire.Comparison | None, names: list[str]) -> Comparison | None:
+def _comparison(said: wire.Comparison | None, names: Mapping[int, str]) -> Comparison | None:
     return None if said is None else Comparison(_name(names, said.other), said.agreed, said.regret)
 
 
-def _name(names: list[str], index: int | None) -> str | None:
+def _name(names: Mapping[int, str], index: int | None) -> str | None:
     return None if index is None else names[index]
 
 

@@ -16,6 +16,9 @@ LONGEST_ID = 64
 MOST_NAMES = 50_000
 """Clients choose models' names and fairness ids: beyond so many all names begin anew."""
 
+MOST_BYTES = 2**20
+"""Of rows under the same names: what a damaged frame takes with it, if it has names in it, is no more than that."""
+
 
 class Rows:
     """Turns records into messages; keeps the names that have been written.
@@ -28,6 +31,7 @@ class Rows:
 
     def __init__(self, block_tokens: int, space: int, most_candidates: int) -> None:
         self._block_tokens, self._space, self._most = block_tokens, space, most_candidates
+        self._number = self._bytes = 0
         self._names: dict[str, int] = {}
         self._new: list[str] = []
         self._roster: Sequence[Endpoint | None] | None = None
@@ -41,15 +45,18 @@ class Rows:
             now: seconds since the epoch.
         """
         self._names, self._new, self._roster, self._keys = {}, [], None, {}
-        return wire.encode(wire.Opening(wire.FORMAT, __version__, now, self._block_tokens, self._space))
+        self._number, self._bytes = self._number + 1, 0
+        return wire.encode(wire.Opening(wire.FORMAT, __version__, now, self._block_tokens, self._space, self._number))
 
     def encode(self, record: Record) -> list[bytes]:
         """The messages of one request: new names if there are any, and its row."""
-        started = [] if len(self._names) < MOST_NAMES else [self.opening(record.wall)]
+        full = len(self._names) >= MOST_NAMES or self._bytes >= MOST_BYTES
+        started = [self.opening(record.wall)] if full else []
         row = wire.encode(self._row(record))
+        self._bytes += len(row)
         if not self._new:
             return [*started, row]
-        names, self._new = wire.encode(wire.Names(self._new)), []
+        names, self._new = wire.encode(wire.Names(self._new, len(self._names) - len(self._new))), []
         return [*started, names, row]
 
     def _row(self, record: Record) -> wire.Row:
@@ -97,6 +104,7 @@ class Rows:
                 outcome.streaming,
                 (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens),
             ),
+            opening=self._number,
         )
 
     def _stages(self, decision: Any, places: "_Places | None") -> list[wire.Stage]:

@@ -9,24 +9,16 @@ which they come; rows refer to them by number. Messages are arrays whose first e
 versions may append elements, which older readers skip, or raise `FORMAT` if they must not.
 """
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from struct import Struct
-from typing import BinaryIO
+from typing import NamedTuple
 
 import msgspec
 
 from epp.errors import ConfigError
+from epp.observe.frames import Lost, frames
 
-MAGIC = b"epplog\r\n"
 FORMAT = 1
-LENGTH = Struct("<I")
-LONG = 4096
-"""Bytes a message from which on a frame isn't compressed."""
-
-_GZIP = b"\x1f\x8b"
 
 
 class _Message(msgspec.Struct, array_like=True, gc=False, eq=False):
@@ -34,19 +26,21 @@ class _Message(msgspec.Struct, array_like=True, gc=False, eq=False):
 
 
 class Opening(_Message, tag=0, tag_field="t"):
-    """What holds for all rows up to the next opening: see `epp.observe.entries.Entry`."""
+    """What holds for all rows up to the next opening: see `epp.observe.entries.Entry`. `number` is one higher each."""
 
     format: int
     version: str
     started: float
     block_tokens: int
     space: int
+    number: int = 0
 
 
 class Names(_Message, tag=1, tag_field="t"):
-    """Names that rows refer to."""
+    """Names that rows refer to. `first` is the number of the first one."""
 
     texts: list[str]
+    first: int | None = None
 
 
 class Stage(_Message):
@@ -118,20 +112,13 @@ class Row(_Message, tag=2, tag_field="t"):
     against_ours: Comparison | None
     error: Refusal | None
     outcome: Ended
+    opening: int = 0
 
 
 Message = Opening | Names | Row
 
 encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
-
-
-def framed(messages: list[bytes]) -> bytes:
-    """A frame of encoded messages."""
-    data = b"".join([part for each in messages for part in (LENGTH.pack(len(each)), each)])
-    # Long ones are hashes for the most part, which nothing makes shorter.
-    packed = zlib.compress(data, 1 if len(data) < LONG * len(messages) else 0)
-    return LENGTH.pack(len(packed)) + packed
 
 
 def rotated(file: Path) -> list[Path]:
@@ -142,55 +129,32 @@ def rotated(file: Path) -> list[Path]:
     return found
 
 
-def messages(file: Path) -> Iterator[Message]:
-    """The messages of a file. One that ends in the middle of a frame is being written, and ends before it.
+class Messages(NamedTuple):
+    """Those of the frame that begins at this offset."""
+
+    at: int
+    messages: list[Message]
+
+
+def messages(file: Path) -> Iterator[Messages | Lost]:
+    """The messages of a file, frame by frame, and what can't be read; see `epp.observe.frames.frames`.
 
     Raises:
         ConfigError: the file can't be read, or isn't a decision log that this version understands.
     """
-    try:
-        with file.open("rb") as raw:
-            zipped = raw.read(2) == _GZIP
-            raw.seek(0)
-            if zipped:
-                with gzip.open(raw) as opened:
-                    yield from _messages(file, opened)
-            else:
-                yield from _messages(file, raw)
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror or error}") from error
-
-
-def _messages(file: Path, stream: BinaryIO | gzip.GzipFile) -> Iterator[Message]:
-    if stream.read(len(MAGIC)) != MAGIC:
-        raise ConfigError(f"{file}: is no decision log: write one with epp serve --decision-log {file}")
-    for frame in _frames(stream):
+    for frame in frames(file):
+        if isinstance(frame, Lost):
+            yield frame
+            continue
         try:
-            for each in _parts(zlib.decompress(frame)):
-                message = _decode(each)
-                if isinstance(message, Opening) and message.format > FORMAT:
-                    newer = f"is of format {message.format}, written by epp {message.version}"
-                    raise ConfigError(
-                        f"{file}: {newer}; this version reads formats up to {FORMAT}: read it with a newer one"
-                    )
-                yield message
-        except (zlib.error, msgspec.MsgspecError) as error:
-            raise ConfigError(f"{file}: is damaged: {error}") from error
-
-
-def _frames(stream: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
-    while len(head := stream.read(LENGTH.size)) == LENGTH.size:
-        (length,) = LENGTH.unpack(head)
-        frame = stream.read(length)
-        if len(frame) < length:
-            return
-        yield frame
-
-
-def _parts(data: bytes) -> Iterator[bytes]:
-    at = 0
-    while at < len(data):
-        (length,) = LENGTH.unpack_from(data, at)
-        at += LENGTH.size
-        yield data[at : at + length]
-        at += length
+            found = [_decode(each) for each in frame.messages]
+        except msgspec.MsgspecError as error:
+            yield Lost(frame.at, f"the frame that begins there is damaged: {error}")
+            continue
+        newer = next((each for each in found if isinstance(each, Opening) and each.format > FORMAT), None)
+        if newer is not None:
+            raise ConfigError(
+                f"{file}: is of format {newer.format}, written by epp {newer.version}; this version reads formats "
+                f"up to {FORMAT}: read it with a newer one"
+            )
+        yield Messages(frame.at, found)

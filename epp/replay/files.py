@@ -14,7 +14,7 @@ def opened(file: Path) -> Iterator[BufferedReader | gzip.GzipFile]:
     """A file's content.
 
     Raises:
-        OSError: it can't be read; EOFError or OSError while it is read, if its gzip is damaged.
+        OSError: it can't be read; EOFError, OSError or zlib.error while it is read, if its gzip is damaged.
     """
     with file.open("rb") as raw:
         if raw.peek(len(_GZIP))[: len(_GZIP)] != _GZIP:

@@ -4,6 +4,7 @@
 order, the last one perhaps not full, equal numbers for equal text (FAST'25, https://github.com/kvcache-ai/Mooncake).
 """
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,13 +55,14 @@ def _name(file: Path) -> str:
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
     """The lines that aren't empty, with their numbers."""
+    number = 0
     try:
         with opened(file) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, line
-    except (OSError, EOFError) as error:
-        raise ConfigError(f"{file}: can't be read: {error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"{file}: can't be read beyond line {number}: {error}") from error
 
 
 def _turn(file: Path, number: int, line: bytes, block: int, pieces: dict[int, Piece]) -> Turn:

@@ -1,5 +1,6 @@
 """`epp log show`."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -29,6 +30,20 @@ def test_what_cant_be_read(tmp_path, capsys, content, message):
         (tmp_path / "log").write_bytes(content)
     assert main(["show", str(tmp_path / "log")]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_what_is_damaged_is_said(tmp_path, capsys):
+    """On the error output; the rest is printed."""
+    written(tmp_path / "log", ended("a"), ended("b"))
+    whole = (tmp_path / "log").read_bytes()
+    (tmp_path / "x.gz").write_bytes(gzip.compress(whole)[:-30])
+    (tmp_path / "log").write_bytes(whole[:-3])
+    for name, why in (("log", "the frame that begins there is cut off"), ("x.gz", "its gzip is cut off")):
+        assert main(["show", str(tmp_path / name)]) == 0
+        out, err = capsys.readouterr()
+        assert [json.loads(line)["id"] for line in out.splitlines()] == ["a"]
+        assert err.startswith(f"epp log: {tmp_path / name}: at byte ")
+        assert err.endswith(f"{why}: left out\n")
 
 
 def test_whoever_reads_may_stop(tmp_path):

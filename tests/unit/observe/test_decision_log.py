@@ -96,7 +96,8 @@ def test_prompts_are_hashed(tmp_path):
         writing.log.see(noted, request([shared + prompt * 100, "short"], model=model))
         writing.log.write(noted)
     writing.log.close()
-    plain = b"".join(map(msgspec.msgpack.encode, wire.messages(tmp_path / "log")))
+    read = [each for each in wire.messages(tmp_path / "log") if isinstance(each, wire.Messages)]
+    plain = b"".join(msgspec.msgpack.encode(message) for each in read for message in each.messages)
     assert b"default/pod-0" in plain
     assert not [word for word in (b"sixty-four", b"one", b"two", b"short") if word in plain]
     a, b, c = read_log(tmp_path / "log")
@@ -218,13 +219,15 @@ def test_a_full_disk(tmp_path, caplog):
     writing = Writing(file)
     writing.write("a")
     writing.written()
-    with no_file_longer_than(file.stat().st_size + 20):
+    whole = file.stat().st_size
+    with no_file_longer_than(whole + 20):
         writing.write("b")
         writing.log.flush()
         writing.write("with the names of b")
         writing.written()
         writing.write("c")
         writing.written()
+    assert file.stat().st_size == whole
     assert (writing.counted("written"), writing.counted("dropped")) == (1, 3)
     (logged,) = [each for each in caplog.records if each.levelname == "ERROR"]
     assert "nothing is kept until it can be written" in logged.getMessage()

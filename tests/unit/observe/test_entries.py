@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import zlib
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,7 @@ from epp.errors import ConfigError, ServiceUnavailable
 from epp.keys import INFLIGHT_REQUESTS
 from epp.observe import wire
 from epp.observe.entries import Entry, Server, plain, read_log, read_logs
+from epp.observe.frames import LENGTH, MAGIC, framed, is_log
 from epp.observe.record import Comparison, Record, Seen
 from epp.observe.rows import LONGEST_ID, Rows
 from epp.plugin import Outcome, Usage
@@ -31,8 +33,8 @@ def ended(id_: str = "r-1", **fields: object) -> Record:
 
 def written(file: Path, *records: Record, most: int = 32) -> list[Entry]:
     rows = Rows(block_tokens=64, space=5, most_candidates=most)
-    frames = [wire.framed([rows.opening(0.0)]), *(wire.framed(rows.encode(each)) for each in records)]
-    file.write_bytes(wire.MAGIC + b"".join(frames))
+    frames = [framed([rows.opening(0.0)]), *(framed(rows.encode(each)) for each in records)]
+    file.write_bytes(MAGIC + b"".join(frames))
     return list(read_log(file))
 
 
@@ -146,7 +148,7 @@ def test_a_file_that_is_being_written(tmp_path):
     file = tmp_path / "log"
     written(file, ended("r-1"), ended("r-2"))
     whole = file.read_bytes()
-    last = len(wire.framed(Rows(64, 5, 32).encode(ended("r-2"))[1:]))
+    last = len(framed(Rows(64, 5, 32).encode(ended("r-2"))[1:]))
     for cut in (1, 2, last - 1):
         file.write_bytes(whole[:-cut])
         assert [entry.id for entry in read_log(file)] == ["r-1"]
@@ -175,12 +177,9 @@ NEWER = wire.encode(wire.Opening(wire.FORMAT + 1, "9.9", 0.0, 64, 0))
     [
         (b"", "no decision log: write one with epp serve --decision-log"),
         (b'{"a": 1}\n', "no decision log"),
-        (wire.MAGIC + wire.LENGTH.pack(3) + b"abc", "damaged"),
-        (wire.MAGIC + wire.framed([b"\xc1"]), "damaged"),
-        (wire.MAGIC + wire.framed(Rows(64, 5, 32).encode(ended())), "doesn't begin with its opening"),
-        (wire.MAGIC + wire.framed([NEWER]), "format 2, written by epp 9.9; this version reads formats up to 1"),
+        (MAGIC + framed([NEWER]), "format 2, written by epp 9.9; this version reads formats up to 1"),
     ],
-    ids=["empty", "json", "garbage", "no message", "no opening", "newer"],
+    ids=["empty", "json", "newer"],
 )
 def test_what_is_no_log(tmp_path, content, message):
     """It is said which file, and why."""
@@ -189,6 +188,130 @@ def test_what_is_no_log(tmp_path, content, message):
     with pytest.raises(ConfigError, match=message) as error:
         list(read_log(file))
     assert str(file) in str(error.value)
+
+
+def framed_rows(*ids: str) -> list[bytes]:
+    """The parts of a file: its beginning, then a frame for each row."""
+    rows = Rows(64, 5, 32)
+    opening = rows.opening(0.0)
+    first, *others = ids
+    frames = [framed([opening, *rows.encode(ended(first))]), *(framed(rows.encode(ended(id_))) for id_ in others)]
+    return [MAGIC, *frames]
+
+
+def read(file: Path, parts: list[bytes], compress: bool = False) -> tuple[list[str], list[str]]:
+    """The ids that can be read of a file of these parts, and what is said of it."""
+    content = b"".join(parts)
+    file.write_bytes(gzip.compress(content) if compress else content)
+    told: list[str] = []
+    return [entry.id for entry in read_log(file, told.append)], told
+
+
+def ends_early(frame: bytes) -> bytes:
+    """A frame whose content ends in three bytes, too few for the length of a message."""
+    packed = zlib.compress(zlib.decompress(frame[LENGTH.size :]) + b"abc")
+    return LENGTH.pack(len(packed)) + packed
+
+
+DAMAGES = {
+    "content": lambda frame: frame[:40] + bytes(each ^ 0xFF for each in frame[40:50]) + frame[50:],
+    "no zlib": lambda frame: LENGTH.pack(3) + b"abc",
+    "too long": lambda frame: LENGTH.pack(2**32 - 1) + frame[LENGTH.size :],
+    "too short": lambda frame: LENGTH.pack(20) + frame[LENGTH.size :],
+    "no length": lambda frame: frame[LENGTH.size :],
+    "no message": lambda frame: framed([b"\xc1"]),
+    "ends early": ends_early,
+    "cut": lambda frame: frame[:-5],
+}
+
+
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_frame_is_passed_over(tmp_path, damage, compress):
+    """Whatever is wrong with it, the others are read, and it is said where it is."""
+    parts = framed_rows("a", "b", "c", "d")
+    at = sum(map(len, parts[:3]))
+    parts[3] = damage(parts[3])
+    ids, told = read(tmp_path / "log", parts, compress)
+    assert ids == ["a", "b", "d"]
+    assert told[0].startswith(f"{tmp_path / 'log'}: at byte {at}: ")
+    assert told[0].endswith(": left out")
+    assert len(told) == 1 or (damage is DAMAGES["too short"] and len(told) == 2), told
+
+
+@pytest.mark.parametrize("keep", [1, 5, 30])
+def test_a_gzip_that_is_cut_off(tmp_path, keep):
+    """Is read up to there; the last bytes of gzip's own are missing, or more."""
+    file = tmp_path / "log"
+    read(file, framed_rows("a", "b", "c"), compress=True)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-keep])
+    told: list[str] = []
+    ids = [entry.id for entry in read_log(file, told.append)]
+    assert ids == ["a", "b", "c"][: len(ids)]
+    assert len(ids) == 3 or keep > 8
+    assert "its gzip is cut off: left out" in told[0]
+
+
+def test_a_gzip_that_is_damaged(tmp_path):
+    """What comes before the damage is read, wherever it is."""
+    file = tmp_path / "log"
+    parts = framed_rows(*(f"r-{number}" for number in range(50)))
+    read(file, parts, compress=True)
+    whole = bytearray(file.read_bytes())
+    read_before = 0
+    for place in range(20, len(whole), 97):
+        damaged = bytes(whole[:place]) + bytes(each ^ 0x55 for each in whole[place : place + 8]) + whole[place + 8 :]
+        file.write_bytes(damaged)
+        told: list[str] = []
+        if is_log(file):
+            found = [entry.id for entry in read_log(file, told.append)]
+            assert told
+            assert found == sorted(set(found), key=lambda id_: int(id_[2:]))
+            read_before = max(read_before, len(found))
+    assert read_before > 25
+
+
+def test_without_its_names_no_row_is_misread(tmp_path):
+    """What a lost frame has named is missing; names that come later keep their numbers, and their rows are read."""
+    rows = Rows(64, 5, 32)
+    opening = rows.opening(0.0)
+    models = ["m-0", "m-1", "m-2", "m-0", "m-1"]
+    frames = [framed([opening, *rows.encode(ended("r", model=models[0]))])]
+    frames += [framed(rows.encode(ended("r", model=model))) for model in models[1:]]
+    (tmp_path / "log").write_bytes(MAGIC + frames[0] + b"damaged!" + b"".join(frames[2:]))
+    told: list[str] = []
+    assert [entry.model for entry in read_log(tmp_path / "log", told.append)] == ["m-0", "m-2", "m-0"]
+    assert "1 requests more can't be understood without what is damaged" in told[1]
+
+
+def test_without_an_opening_nothing_is_misread(tmp_path, monkeypatch):
+    """Rows of lost names are left out up to the next opening, which comes by itself now and then."""
+    monkeypatch.setattr("epp.observe.rows.MOST_BYTES", 1500)
+    rows = Rows(64, 5, 32)
+    opening = rows.opening(0.0)
+    models = [f"m-{number}" for number in range(40)]
+    encoded = [rows.encode(ended(model, model=model)) for model in models]
+    opened = [number for number, each in enumerate(encoded) if len(each) == 3]
+    assert len(opened) > 2
+    frames = [framed([opening, *encoded[0]]), *map(framed, encoded[1:])]
+    frames[opened[0]] = frames[opened[0]][:-4]
+    (tmp_path / "log").write_bytes(MAGIC + b"".join(frames))
+    told: list[str] = []
+    found = [(entry.id, entry.model) for entry in read_log(tmp_path / "log", told.append)]
+    assert found == [(model, model) for model in (*models[: opened[0]], *models[opened[1] :])]
+    assert f"{opened[1] - opened[0] - 1} requests more" in told[1]
+
+
+def test_one_damaged_file_of_several(tmp_path):
+    """The others are read; so they are beside the empty file of a process that has served nobody yet."""
+    for name, id_ in (("log.1", "c"), ("log.2", "b"), ("log.3", "a")):
+        written(tmp_path / name, ended(id_))
+    (tmp_path / "log").write_bytes(b"")
+    (tmp_path / "log.2").write_bytes(b"X" + (tmp_path / "log.2").read_bytes()[1:])
+    told: list[str] = []
+    assert [entry.id for entry in read_logs(tmp_path / "log", told.append)] == ["a", "c"]
+    assert told == [f"{tmp_path / 'log.2'}: is no decision log, or its beginning is damaged: left out"]
 
 
 def test_there_is_no_file(tmp_path):
@@ -203,7 +326,7 @@ def test_later_versions_may_append(tmp_path):
     opening = rows.opening(0.0)
     *names, row = rows.encode(ended("r-1"))
     longer = msgspec.msgpack.encode([*msgspec.msgpack.decode(row), {"new": 1}])
-    (tmp_path / "log").write_bytes(wire.MAGIC + wire.framed([opening, *names, longer]))
+    (tmp_path / "log").write_bytes(MAGIC + framed([opening, *names, longer]))
     assert [entry.id for entry in read_log(tmp_path / "log")] == ["r-1"]
 
 

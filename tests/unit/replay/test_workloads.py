@@ -67,6 +67,16 @@ def test_a_file_without_requests_is_refused(tmp_path, content, said):
         mooncake.load(tmp_path / "some")
 
 
+def test_a_damaged_gzip_is_refused(tmp_path):
+    """It is said from which line on it can't be read, wherever the damage is."""
+    file = trace(tmp_path, *LINES * 200, name="some.gz")
+    whole = file.read_bytes()
+    for content in (whole[:-9], whole[:80], whole[:60] + b"\xff" * 20 + whole[80:]):
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"some\.gz: can't be read beyond line \d+: "):
+            mooncake.load(file)
+
+
 def test_the_published_trace_is_read():
     """With the share of tokens that it is known for, seen a little closer than by whole blocks (64.0 %)."""
     file = Path(__file__).parents[4] / "shared" / "data" / "traces" / "mooncake_synthetic.jsonl.gz"
