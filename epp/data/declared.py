@@ -120,10 +120,10 @@ def parse_file(data: bytes, file: str, pool_name: str = "") -> Contents:
     selected = _selected(declared, pool)
     if declared and not selected and pool is not None:
         wanted = ", ".join(f"{label}={value}" for label, value in pool.labels.items())
-        warnings += (
-            f"{file}: none of the {len(declared)} endpoints has the labels that the InferencePool's selector "
-            f"asks for ({wanted}): the pool is empty",
+        told = (
+            f"{file}: none of the {len(declared)} endpoints has the labels that the InferencePool's selector asks for"
         )
+        warnings += (f"{told} ({wanted}): the pool is empty",)
     return Contents(selected, objects, warnings)
 
 

@@ -154,7 +154,7 @@ def test_the_pool_selects_endpoints_and_has_their_ports() -> None:
 
 
 def test_a_pool_that_selects_nobody() -> None:
-    """It is told which labels are asked for; a pool that is meant to be empty, and one that selects somebody, aren't."""
+    """It is told which labels are asked for; nothing is of a pool that is meant to be empty."""
     nobody = pool(selector={"matchLabels": {"app": "y"}})
     said = read(nobody)
     (warning,) = said.warnings
