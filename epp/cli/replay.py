@@ -126,8 +126,9 @@ def _run(options: argparse.Namespace) -> int:
     if not options.no_plots and find_spec("matplotlib") is None:
         raise ConfigError("plots need matplotlib: pip install 'endpoint-picker[replay]', or say --no-plots")
     plan = _plan(options)
-    for source, engines in plan.places:  # before anything else takes time
-        source.open(engines.count, plan.seeds[0])
+    opened = [source.open(engines.count, plan.seeds[0]) for source, engines in plan.places]  # before it takes time
+    for remark in dict.fromkeys(remark for workload in opened for remark in workload.remarks):
+        print(f"epp replay: {remark}", file=sys.stderr)
     report = _with_progress(lambda measuring, replaying: run(plan, options.jobs, measuring, replaying))
     files = write(report, options.out, plots=not options.no_plots)
     show(report, Console(width=None if sys.stdout.isatty() else WIDTH))
@@ -165,7 +166,7 @@ def _plan(options: argparse.Namespace) -> "Plan":
     from epp.replay.study import Plan
 
     return Plan(
-        sources=tuple(Source(said, options.limit) for said in options.traces),
+        sources=tuple(Source(said, options.limit, options.profile) for said in options.traces),
         engines=tuple(
             Engines(count, options.profile, options.speeds, options.jitter, options.block_size)
             for count in options.engines

@@ -8,6 +8,7 @@ from epp.engine.model import ModelConfig
 from epp.engine.profiles import PROFILES
 from epp.errors import ConfigError
 
+DEFAULT_PROFILE = "llama-8b-h100"
 Responses = Literal["bodies", "headers", "none"]
 
 
@@ -27,7 +28,7 @@ class Engines:
     """
 
     count: int
-    profile: str = "llama-8b-h100"
+    profile: str = DEFAULT_PROFILE
     speeds: tuple[float, ...] = (1.0,)
     jitter: float = 0.05
     block_size: int | None = None

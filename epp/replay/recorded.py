@@ -7,58 +7,56 @@ block, and every answer, is a text that nobody else has: which later prompt repe
 
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import median
 
 from epp.errors import ConfigError
-from epp.observe import wire
+from epp.observe import frames, wire
 from epp.observe.entries import Entry, read_logs
-from epp.replay.files import opened
+from epp.replay.lengths import lengths
+from epp.replay.options import DEFAULT_PROFILE
 from epp.replay.workload import TOKEN_BYTES, Piece, Turn, Workload
 
 _OWN = 1 << 62
 _OVERLOADED = frozenset({429, 503})
 """A request that was refused for the state of the pool may be served by another policy; others could be by none."""
 
-_ANSWER = 256
-"""Tokens of an answer if the log knows the length of none."""
-
 
 def is_log(file: Path) -> bool:
-    """Whether a file begins as a decision log does, perhaps gzipped; False if it can't be read."""
-    try:
-        with opened(file) as content:
-            return content.read(len(wire.MAGIC)) == wire.MAGIC
-    except (OSError, EOFError):
-        return False
+    """Whether a file begins as a decision log does, perhaps gzipped; of an empty one, what was rotated away from it.
+
+    False if it can't be read.
+    """
+    written = next((each for each in (file, *wire.rotated(file)) if each.is_file() and each.stat().st_size), file)
+    return frames.is_log(written)
 
 
-def load(file: Path) -> Workload:
+def load(file: Path, profile: str = DEFAULT_PROFILE) -> Workload:
     """Reads a decision log, with what has been rotated away from it.
 
     Lengths are those that the picker goes by, 4 bytes a token. An answer is as long as the engine's usage says, or
-    else the median of those that are known, or `max_tokens` if that is less.
+    else as `epp.replay.lengths` estimates; the workload's remarks say so, and what of the log can't be read.
 
     Args:
         file: the log; `FILE.1` and so on belong to it.
+        profile: of the engines in the replay, for the estimates.
 
     Raises:
         ConfigError: it can't be read, or has no request with a prompt.
     """
-    entries = sorted((entry for entry in read_logs(file) if _counts(entry)), key=lambda entry: entry.arrived)
+    remarks: list[str] = []
+    entries = sorted((entry for entry in read_logs(file, remarks.append) if _counts(entry)), key=lambda e: e.arrived)
     if not entries:
-        raise ConfigError(f"{file}: there are no requests with prompts in it")
-    known = [tokens for entry in entries if (tokens := entry.outcome.usage.completion_tokens)]
-    usual = round(median(known)) if known else _ANSWER
+        raise ConfigError("; ".join([f"{file}: there are no requests with prompts in it", *remarks]))
+    answers, estimated = lengths(entries, profile)
     blocks: dict[int, Piece] = {}
     turns = [
         Turn(
             entry.arrived - entries[0].arrived,
             tuple(_prompt(entry, number, blocks)),
-            Piece(_OWN + 2 * number, _answer(entry, usual)),
+            Piece(_OWN + 2 * number, answer),
         )
-        for number, entry in enumerate(entries)
+        for number, (entry, answer) in enumerate(zip(entries, answers, strict=True))
     ]
-    return Workload(file.name, tuple(turns))
+    return Workload(file.name, tuple(turns), (*remarks, *(f"{file.name}: {each}" for each in estimated)))
 
 
 def _counts(entry: Entry) -> bool:
@@ -75,8 +73,3 @@ def _prompt(entry: Entry, number: int, blocks: dict[int, Piece]) -> Iterable[Pie
             tokens -= entry.block_tokens
     if tokens > 0:
         yield Piece(_OWN + 2 * number + 1, tokens)
-
-
-def _answer(entry: Entry, usual: int) -> int:
-    said = entry.outcome.usage.completion_tokens
-    return said or max(1, min(usual, entry.max_tokens or usual))

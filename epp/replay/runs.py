@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 from epp.replay.capacity import Capacity, capacity
-from epp.replay.options import Engines, View
+from epp.replay.options import DEFAULT_PROFILE, Engines, View
 from epp.replay.policy import Policy
 from epp.replay.result import Result, Row, mean_row, row
 from epp.replay.simulate import simulate
@@ -32,6 +32,7 @@ class Source:
 
     said: str
     limit: int | None = None
+    profile: str = DEFAULT_PROFILE
 
     def open(self, engines: int, seed: int) -> Workload:
         """The workload."""
@@ -40,7 +41,7 @@ class Source:
 
 @lru_cache(maxsize=8)
 def _opened(source: Source, engines: int, seed: int) -> Workload:
-    return workload(source.said, engines, seed, source.limit)
+    return workload(source.said, engines, seed, source.limit, source.profile)
 
 
 class Task(Protocol[T_co]):

@@ -1,10 +1,12 @@
 """From what the command line names to a workload: a file, or a shape's name."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from epp.errors import ConfigError
 from epp.replay import mooncake, recorded
 from epp.replay.generated import SHAPES, generate
+from epp.replay.options import DEFAULT_PROFILE
 from epp.replay.workload import Workload
 
 
@@ -13,7 +15,7 @@ def is_file(said: str) -> bool:
     return said.partition(":")[0] not in SHAPES
 
 
-def workload(said: str, engines: int, seed: int, limit: int | None = None) -> Workload:
+def workload(said: str, engines: int, seed: int, limit: int | None = None, profile: str = DEFAULT_PROFILE) -> Workload:
     """The workload that a file or a shape's name stands for.
 
     Args:
@@ -21,6 +23,7 @@ def workload(said: str, engines: int, seed: int, limit: int | None = None) -> Wo
         engines: that a generated workload is meant for.
         seed: of a generated workload.
         limit: how many requests there are at most, from the start.
+        profile: of the engines, for what a decision log doesn't say.
 
     Raises:
         ConfigError: there is no such thing, or the file can't be read.
@@ -29,7 +32,7 @@ def workload(said: str, engines: int, seed: int, limit: int | None = None) -> Wo
         found = generate(said, engines, seed)
     elif Path(said).is_file():
         file = Path(said)
-        found = recorded.load(file) if recorded.is_log(file) else mooncake.load(file)
+        found = recorded.load(file, profile) if recorded.is_log(file) else mooncake.load(file)
     else:
         raise ConfigError(f"{said!r} is no file, and no workload: there are {', '.join(SHAPES)}")
-    return found if limit is None or len(found) <= limit else Workload(found.name, found.turns[:limit])
+    return found if limit is None or len(found) <= limit else replace(found, turns=found.turns[:limit])

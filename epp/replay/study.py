@@ -61,6 +61,7 @@ class Panel:
     Attributes:
         capacity: what loads are shares of; None if it was said.
         ideal_hit_ratio: of the first seed's workload, after the warm-up.
+        remarks: of that workload.
         results: by load, then by policy in their order; each with one entry a seed.
     """
 
@@ -69,6 +70,7 @@ class Panel:
     rate: float
     capacity: Capacity | None
     ideal_hit_ratio: float
+    remarks: tuple[str, ...]
     results: dict[float, dict[str, list[Result]]]
 
 
@@ -85,6 +87,7 @@ class Report:
         """What whoever reads the figures should know, a sentence each."""
         found: dict[str, None] = {}
         for panel in self.panels:
+            found |= dict.fromkeys(panel.remarks)
             for result in _all(panel):
                 if result.refused:
                     which = f"{result.workload}, {result.engines} engines, {result.policy}"
@@ -167,5 +170,6 @@ def _panels(plan: Plan, measured: Sequence[Capacity], todo: Sequence[Case], resu
                 rate = case.rate / case.load
         opened = source.open(engines.count, plan.seeds[0])
         known = measured[index] if measured else None
-        panels.append(Panel(opened.name, engines.count, rate, known, opened.texts.ideal_hit_ratio(WARM_UP), found))
+        ideal = opened.texts.ideal_hit_ratio(WARM_UP)
+        panels.append(Panel(opened.name, engines.count, rate, known, ideal, opened.remarks, found))
     return panels

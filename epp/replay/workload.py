@@ -49,12 +49,16 @@ class Turn:
 class Workload:
     """Requests in the order of their times.
 
+    Attributes:
+        remarks: what whoever reads figures of it should know, a sentence each.
+
     Raises:
         ValueError: there are none, or they are out of order.
     """
 
     name: str
     turns: tuple[Turn, ...]
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.turns:
