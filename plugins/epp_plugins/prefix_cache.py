@@ -57,10 +57,11 @@ Parameters
 
     - `tokenProcessorConfig`: `blockSizeTokens` (16); `blockSize`, deprecated, for it if that is 16; `hashSeed` (""),
       `hashAlgorithm` (cbor-fnv), or xxh64.
-    - `indexerConfig`: `kvBlockIndexConfig` with `costAwareMemoryConfig` (`size` 2GiB), `redisConfig` (`address`
-      redis://127.0.0.1:6379) or `inMemoryConfig` (`size` 1e8, `podCacheSize` 10), which is there without the others,
-      `enableMetrics` (false), `metricsLoggingInterval`; `kvCacheBackendConfigs` (gpu with 1, cpu with 0.8), of each
-      `name` and `weight` (1).
+    - `indexerConfig`: `kvBlockIndexConfig` with `costAwareMemoryConfig` (`size` 2GiB), `valkeyConfig` (`address`
+      valkey://127.0.0.1:6379, `backendType` valkey, `enableRDMA` false), `redisConfig` (`address`
+      redis://127.0.0.1:6379, `backendType` redis, `enableRDMA` false) or `inMemoryConfig` (`size` 1e8, `podCacheSize`
+      10), which is there without the others, `enableMetrics` (false), `metricsLoggingInterval`;
+      `kvCacheBackendConfigs` (gpu with 1, cpu with 0.8), of each `name` and `weight` (1).
     - `kvEventsConfig`: `zmqEndpoint` (""), `topicFilter` (kv@), `concurrency` (4), `engineType` (vllm), or sglang,
       `discoverPods` (true), `podDiscoveryConfig` (`podLabelSelector` llm-d.ai/inference-serving=true, `podNamespace`
       "", `socketPort` 5557, `replaySocketPort` 0).
@@ -282,6 +283,15 @@ class Redis(epp.plugin.Parameters):
     """`redisConfig`."""
 
     address: str = "redis://127.0.0.1:6379"
+    backend_type: Literal["redis", "valkey"] = "redis"
+    enable_rdma: bool = Field(default=False, alias="enableRDMA")
+
+
+class Valkey(Redis):
+    """`valkeyConfig`."""
+
+    address: str = "valkey://127.0.0.1:6379"
+    backend_type: Literal["redis", "valkey"] = "valkey"
 
 
 class BlockIndex(epp.plugin.Parameters):
@@ -289,6 +299,7 @@ class BlockIndex(epp.plugin.Parameters):
 
     in_memory_config: InMemory | None = None
     cost_aware_memory_config: CostAware | None = None
+    valkey_config: Valkey | None = None
     redis_config: Redis | None = None
     enable_metrics: bool = False
     metrics_logging_interval: int | None = None
@@ -296,6 +307,8 @@ class BlockIndex(epp.plugin.Parameters):
     def effective(self) -> Self:
         """With the one index that counts, of several the first of these."""
         if self.cost_aware_memory_config is not None:
+            return self.model_copy(update={"valkey_config": None, "redis_config": None, "in_memory_config": None})
+        if self.valkey_config is not None:
             return self.model_copy(update={"redis_config": None, "in_memory_config": None})
         if self.redis_config is not None:
             return self.model_copy(update={"in_memory_config": None})

@@ -113,3 +113,22 @@ def test_a_handler_of_before_is_shown_so_that_it_loads(parameters, decider):
     assert show.to_yaml(again) == show.to_yaml(loaded)
     deciders = [type(each.instances["pd-profile-handler"].plugin._decider) for each in (loaded, again)]
     assert deciders[0] is deciders[1]
+
+
+@pytest.mark.parametrize(
+    ("index", "kept"),
+    [
+        ({"valkeyConfig": {"address": "valkey://v:1", "backendType": "valkey"}}, {"valkeyConfig"}),
+        ({"redisConfig": {"address": "redis://v:1"}}, {"redisConfig"}),
+        ({"valkeyConfig": {}, "redisConfig": {}, "inMemoryConfig": {}}, {"valkeyConfig"}),
+        ({"costAwareMemoryConfig": {}, "valkeyConfig": {}}, {"costAwareMemoryConfig"}),
+        ({}, {"inMemoryConfig"}),
+    ],
+)
+def test_the_index_that_counts(index, kept):
+    """Of several the first by llm-d's order; what is shown has that one."""
+    type_name = "precise-prefix-cache-producer"
+    text = json.dumps({"indexerConfig": {"kvBlockIndexConfig": index}})
+    again = shown(load(f"plugins: [{{type: {type_name}, parameters: {text}}}]"))
+    found = again.instances[type_name].raw["indexerConfig"]["kvBlockIndexConfig"]
+    assert {key for key in found if key.endswith("Config")} == kept
