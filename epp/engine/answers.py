@@ -13,7 +13,7 @@ import msgspec
 
 from epp.engine.model import Sequence as Computed
 from epp.engine.openai import Choice
-from epp.engine.tokens import token_text
+from epp.engine.tokens import TOKEN_BYTES, token_text
 
 FINGERPRINT = "vllm-simulated"
 DONE = b"data: [DONE]\n\n"
@@ -27,6 +27,7 @@ class Answer:
         created: a Unix time in whole seconds.
         answers: how many each prompt gets.
         with_ids: whether the ids of the tokens are told too (``return_token_ids``).
+        with_usage: whether each event tells the usage so far (``continuous_usage_stats``).
         block_size: tokens a block.
     """
 
@@ -37,6 +38,7 @@ class Answer:
     answers: int = 1
     with_ids: bool = False
     block_size: int = 16
+    with_usage: bool = False
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.response_id, "object": kind, "created": self.created, "model": self.model}
@@ -88,7 +90,8 @@ class Answer:
     def _end(self, choice: Choice, sequence: Computed) -> dict[str, Any]:
         ids = choice.text.answer(0, sequence.produced).tolist() if self.with_ids else None
         reason = finish_reason(choice, sequence)
-        return {"logprobs": None, "finish_reason": reason, "stop_reason": None, "token_ids": ids}
+        stop = choice.stop if sequence.finish_reason == "stop" else None
+        return {"logprobs": None, "finish_reason": reason, "stop_reason": stop, "token_ids": ids}
 
     def _text_choice(self, choice: Choice, sequence: Computed, index: int) -> dict[str, Any]:
         return {
@@ -111,14 +114,15 @@ class Answer:
         message["reasoning"] = None
         return {"index": index, "message": message, **self._end(choice, sequence), "routed_experts": None}
 
-    def opening(self) -> list[bytes]:
+    def opening(self, choices: Sequence[Choice]) -> list[bytes]:
         """The events before any token: of a chat, the role of each answer."""
         if not self.chat:
             return []
         head = self._event_head()
         return [
             head + b',"choices":[{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,'
-            b'"finish_reason":null}],"prompt_token_ids":null,"prompt_text":null}\n\n' % index
+            b'"finish_reason":null}],"prompt_token_ids":null,"prompt_text":null%s}\n\n'
+            % (index, _usage_so_far(choices[index], 0) if self.with_usage else b"")
             for index in range(self.answers)
         ]
 
@@ -129,12 +133,12 @@ class Answer:
         """Writes the events of one of the answers."""
         before = self._event_head() + b',"choices":[{"index":%d,' % index
         if not self.chat:
-            end = b',"logprobs":null,"finish_reason":%s,"stop_reason":null,"prompt_token_ids":null,"token_ids":'
-            return Writer(choice, before, b'"text":"%s"', end, end, self.with_ids)
+            end = b',"logprobs":null,"finish_reason":%s,"stop_reason":%s,"prompt_token_ids":null,"token_ids":'
+            return Writer(choice, before, b'"text":"%s"', end % (b"null", b"null"), end, self.with_ids, self.with_usage)
         delta = b'"delta":{"content":"%s"}' if choice.call is None else b'"delta":{%s}'
-        end = b',"logprobs":null,"finish_reason":%s,"token_ids":'
-        last = b',"logprobs":null,"finish_reason":%s,"stop_reason":null,"token_ids":'
-        return Writer(choice, before, delta, end, last, self.with_ids)
+        end = b',"logprobs":null,"finish_reason":null,"token_ids":'
+        last = b',"logprobs":null,"finish_reason":%s,"stop_reason":%s,"token_ids":'
+        return Writer(choice, before, delta, end, last, self.with_ids, self.with_usage)
 
     def usage_event(self, computed: Sequence[Computed]) -> bytes:
         """The event without choices that ends a stream with ``include_usage``."""
@@ -152,20 +156,36 @@ class Writer:
     end: bytes
     last: bytes
     with_ids: bool
+    with_usage: bool
 
     def events(self, tokens: range, sequence: Computed) -> list[bytes]:
-        """One event a token; ``tokens`` are positions in the answer."""
-        piece = _text if self.choice.call is None else _call_delta
+        """One event a token, but none where a call has no new part; ``tokens`` are positions in the answer."""
         final = sequence.produced - 1 if sequence.finish_reason is not None else -1
         events = []
         for position in tokens:
-            token = range(position, position + 1)
-            end = self.end % b"null"
+            piece = self._piece(position)
+            if not piece and self.choice.call is not None:
+                if position != final and not self.with_ids:
+                    continue
+                piece = _call_part("")
+            end = self.end
             if position == final:
-                end = self.last % (b'"%s"' % finish_reason(self.choice, sequence).encode())
+                stop = self.choice.stop if sequence.finish_reason == "stop" else None
+                end = self.last % (_json(finish_reason(self.choice, sequence)), _json(stop))
             ids = _json(self.choice.text.answer(position, position + 1).tolist()) if self.with_ids else b"null"
-            events.append(self.before + self.delta % piece(self.choice, token) + end + ids + b"}]}\n\n")
+            used = _usage_so_far(self.choice, position + 1) if self.with_usage else b""
+            events.append(self.before + self.delta % piece + end + ids + b"}]" + used + b"}\n\n")
         return events
+
+    def _piece(self, position: int) -> bytes:
+        write = _text if self.choice.call is None else _call_delta
+        return write(self.choice, range(position, position + 1))
+
+
+def _usage_so_far(choice: Choice, produced: int) -> bytes:
+    prompt = choice.request.prompt_tokens
+    used = {"prompt_tokens": prompt, "total_tokens": prompt + produced, "completion_tokens": produced}
+    return b',"usage":' + _json(used)
 
 
 def finish_reason(choice: Choice, sequence: Computed) -> str:
@@ -175,7 +195,8 @@ def finish_reason(choice: Choice, sequence: Computed) -> str:
 
 
 def _text(choice: Choice, tokens: range) -> bytes:
-    return b"".join(map(token_text, choice.text.answer(tokens.start, tokens.stop)))
+    text = b"".join(map(token_text, choice.text.answer(tokens.start, tokens.stop)))
+    return text if choice.shown is None else text[: max(0, choice.shown - tokens.start * TOKEN_BYTES)]
 
 
 def _arguments(choice: Choice, tokens: range) -> str:
@@ -188,15 +209,19 @@ def _arguments(choice: Choice, tokens: range) -> str:
 
 
 def _call_delta(choice: Choice, tokens: range) -> bytes:
-    """The first token brings the call's id and name, each a part of the arguments, the end of the message nothing."""
+    """The first token brings the call's id and name, each a part of the arguments, if there are enough for all."""
     call, part = choice.call, _arguments(choice, tokens)
     if call is None or (tokens.start and not part):
         return b""
     if tokens.start:
-        return b'"tool_calls":[%s]' % _json({"index": 0, "function": {"arguments": part}})
+        return _call_part(part)
     head = {"id": call.id, "type": "function", "index": 0}
     function = {"name": call.function.name, "arguments": part}
     return b'"content":null,"tool_calls":[%s]' % _json({**head, "function": function})
+
+
+def _call_part(arguments: str) -> bytes:
+    return b'"tool_calls":[%s]' % _json({"index": 0, "function": {"arguments": arguments}})
 
 
 def _json(value: Any) -> bytes:

@@ -14,7 +14,7 @@ import xxhash
 
 from epp.engine.model import Request
 from epp.engine.text import Text
-from epp.engine.tokens import answer_length, chat_tokens, text_tokens
+from epp.engine.tokens import TOKEN_BYTES, answer_length, answer_token, chat_tokens, text_tokens, token_text
 from epp.engine.tools import ToolCall, ToolChoiceError, choose_call
 
 EMBEDDING_SIZE = 384
@@ -40,6 +40,7 @@ class StreamOptions(msgspec.Struct):
     """Of a streamed request."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 class _Body(msgspec.Struct, kw_only=True):
@@ -52,11 +53,37 @@ class _Body(msgspec.Struct, kw_only=True):
     ignore_eos: bool = False
     return_token_ids: bool = False
     cache_salt: str | None = None
+    stop: str | list[str] | None = None
+    include_stop_str_in_output: bool = False
+    echo: bool = False
 
     @property
     def with_usage(self) -> bool:
         """Whether a stream ends with a chunk of usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def usage_in_each(self) -> bool:
+        """Whether every chunk of a stream has the usage so far."""
+        return self.with_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end an answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def check(self) -> None:
+        """Refuses what vLLM refuses, and what isn't modelled.
+
+        Raises:
+            ApiError: it is.
+        """
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "Stream options can only be defined when `stream=True`.", "stream_options")
+        if "" in self.stops:
+            raise ApiError(400, "stop cannot contain an empty string.", "stop")
+        if self.echo:
+            raise ApiError(400, "echo is not modelled: this engine never repeats the prompt. Leave it out.", "echo")
 
 
 class ChatBody(_Body, kw_only=True):
@@ -194,13 +221,18 @@ class Choice:
     """One of the answers asked for: what the model computes, its text, and the tool that it calls.
 
     Attributes:
-        call_tokens: how many tokens the call takes; fewer may be produced, if the answer is cut.
+        call_tokens: how many tokens the call takes, the end of the message included; fewer may be produced, if the
+            answer is cut.
+        stop: the text that ends the answer, if one does.
+        shown: how many bytes of the answer's text the client gets; None for all.
     """
 
     request: Request
     text: Text
     call: ToolCall | None = None
     call_tokens: int = 0
+    stop: str | None = None
+    shown: int | None = None
 
 
 def to_choices(body: ChatBody | CompletionBody, request_id: str, lora: str | None, limits: Limits) -> "list[Choice]":
@@ -209,6 +241,7 @@ def to_choices(body: ChatBody | CompletionBody, request_id: str, lora: str | Non
     Raises:
         ApiError: the context is too short, or the tools can't be followed.
     """
+    body.check()
     choices: list[Choice] = []
     for prompt in body.prompts():
         limit = _limit(body, len(prompt), limits)
@@ -246,6 +279,13 @@ def _choice(
     natural = len(answer) + 1 if answer else max(answer_length(seed, limits.answer_tokens), body.min_tokens)
     ends_itself = natural <= limit if answer else not body.ignore_eos and natural < limit
     output = natural if ends_itself else limit
+    words = _words(seed, output - ends_itself) if body.stops and not answer else b""
+    stop = _first_stop(words, body)
+    shown = None
+    if stop is not None:
+        at, ended_by = stop
+        shown = at + len(ended_by) * body.include_stop_str_in_output
+        output, ends_itself = -(-(at + len(ended_by)) // TOKEN_BYTES), False
     text = Text(
         prompt,
         limits.block_size,
@@ -256,8 +296,21 @@ def _choice(
         lora=lora,
         cache_salt=body.cache_salt,
     )
-    request = Request(name, len(prompt), output, text, ends_itself, lora, limit)
-    return Choice(request, text, call, len(answer) if answer else 0)
+    request = Request(name, len(prompt), output, text, ends_itself or stop is not None, lora, limit)
+    ended = stop[1].decode() if stop else None
+    return Choice(request, text, call, len(answer) + 1 if answer else 0, ended, shown)
+
+
+def _words(seed: int, tokens: int) -> bytes:
+    return b"".join([token_text(answer_token(seed, position)) for position in range(tokens)])
+
+
+def _first_stop(text: bytes, body: _Body) -> tuple[int, bytes] | None:
+    """Where the text that ends an answer first is complete begins, and which it is; not before `min_tokens`."""
+    least = body.min_tokens * TOKEN_BYTES
+    stops = [stop.encode() for stop in body.stops]
+    found = [(at, stop) for stop in stops if (at := text.find(stop, max(0, least - len(stop) + 1))) >= 0]
+    return min(found, key=lambda each: each[0] + len(each[1]), default=None)
 
 
 def embedding(tokens: "array[int]", index: int, *, as_base64: bool) -> dict[str, Any]:

@@ -238,6 +238,7 @@ class EngineServer:
             answers,
             body.return_token_ids,
             self._limits.block_size,
+            body.usage_in_each,
         )
         stream = driver.submit(*(choice.request for choice in choices), answers=answers)
         try:
@@ -323,7 +324,7 @@ async def _stream(
             taken = await stream.more()
         except EngineStoppedError:
             await faults.cut(http)
-        events = [] if opened else answer.opening()
+        events = [] if opened else answer.opening(choices)
         opened = True
         for writer, tokens, sequence in zip(writers, taken, stream.sequences, strict=True):
             events += writer.events(tokens, sequence)

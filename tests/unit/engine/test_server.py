@@ -490,6 +490,78 @@ async def test_a_chat_with_tools_gets_a_call_and_after_its_result_a_text(http: a
     assert used["prompt_tokens_details"]["cached_tokens"] == computed // 16 * 16
 
 
+async def test_every_piece_of_a_streamed_call_says_something(http: aiohttp.ClientSession) -> None:
+    """No event has an empty delta, whether the call is short, long or cut."""
+    bare = {"type": "function", "function": {"name": "now"}}
+    for tools, max_tokens in (([bare], 200), ([WEATHER], 200), ([WEATHER], 8)):
+        body = hello(tools=tools, max_tokens=max_tokens, stream=True)
+        async with http.post(CHAT, json=body) as response:
+            *chunks, _ = await events(response)
+        choices = [json.loads(chunk)["choices"][0] for chunk in chunks]
+        assert all(choice["delta"] for choice in choices)
+        assert [choice["finish_reason"] for choice in choices[:-1]] == [None] * (len(choices) - 1)
+        assert choices[-1]["finish_reason"] == ("length" if max_tokens == 8 else "tool_calls")
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+@pytest.mark.parametrize("included", [False, True])
+async def test_a_stop_string_ends_the_answer(http: aiohttp.ClientSession, path: str, included: bool) -> None:
+    """In one piece and streamed; the tokens that make it up are counted, and it is shown only if asked for."""
+    body = hello() if path == CHAT else {"prompt": "abcdefgh"}
+    body |= {"max_tokens": 30, "ignore_eos": True}
+
+    def said(choice: dict[str, Any]) -> str:
+        return str(choice["message"]["content"] if path == CHAT else choice["text"])
+
+    whole = said((await post(http, path, body))["choices"][0])
+    stop = whole[22:27]
+    at = whole.find(stop)
+    wanted = whole[: at + len(stop) * included]
+    body |= {"stop": ["never", stop], "include_stop_str_in_output": included}
+    answer = await post(http, path, body)
+    (choice,) = answer["choices"]
+    assert (said(choice), choice["finish_reason"], choice["stop_reason"]) == (wanted, "stop", stop)
+    assert answer["usage"]["completion_tokens"] == -(-(at + len(stop)) // 4)
+    async with http.post(path, json=body | {"stream": True}) as response:
+        *chunks, _ = await events(response)
+    choices = [json.loads(chunk)["choices"][0] for chunk in chunks]
+    assert "".join(c["delta"]["content"] if path == CHAT else c["text"] for c in choices) == wanted
+    assert (choices[-1]["finish_reason"], choices[-1]["stop_reason"]) == ("stop", stop)
+    later = (await post(http, path, body | {"stop": stop, "min_tokens": 30}))["choices"][0]
+    assert (said(later), later["finish_reason"]) == (whole, "length")
+
+
+async def test_usage_in_every_chunk(http: aiohttp.ClientSession) -> None:
+    """The usage so far, from the opening on."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = hello(max_tokens=3, ignore_eos=True, stream=True, stream_options=options)
+    async with http.post(CHAT, json=body) as response:
+        *chunks, _ = await events(response)
+    used = [json.loads(chunk)["usage"] for chunk in chunks]
+    assert [each["completion_tokens"] for each in used] == [0, 1, 2, 3, 3]
+    assert all(each["total_tokens"] == used[0]["prompt_tokens"] + each["completion_tokens"] for each in used)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"stream_options": {"include_usage": True}}, "Stream options can only be defined when `stream=True`."),
+        ({"stop": ["a", ""]}, "stop cannot contain an empty string."),
+        ({"echo": True}, "echo is not modelled"),
+    ],
+    ids=["stream options", "stop", "echo"],
+)
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+async def test_options_that_are_refused(
+    http: aiohttp.ClientSession, path: str, option: dict[str, Any], message: str
+) -> None:
+    """With the status and the words of vLLM where it refuses them too."""
+    body = {**(hello() if path == CHAT else {"prompt": "x"}), **option}
+    async with http.post(path, json=body) as response:
+        assert response.status == 400
+        assert message in (await response.json())["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("choice", "calls"),
     [("required", True), ("none", False), ({"type": "function", "function": {"name": "weather"}}, True)],
