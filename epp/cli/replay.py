@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from epp.cli.arguments import count, positive
+from epp.cli.arguments import count, number, positive
 from epp.data.client import ScrapeOptions
 from epp.engine.profiles import PROFILES
 from epp.errors import ConfigError, EppError
@@ -187,28 +187,33 @@ def _plan(options: argparse.Namespace) -> "Plan":
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    value = number(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
     return value
 
 
-def _several(text: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
-    found = tuple(read(part) for part in text.split(","))
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(positive(part) for part in text.split(","))
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}: numbers above 0 are due, with commas between them") from None
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(count(part) for part in text.split(","))
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}: whole numbers are due, with commas between them") from None
     if len(set(found)) != len(found):
         raise argparse.ArgumentTypeError(f"{text} names one twice")
     return found
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(positive(part) for part in text.split(","))
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return _several(text, count)
-
-
 def _capacity(text: str) -> float | str:
     from epp.replay.study import OWN_PACE
 
-    return text if text == OWN_PACE else positive(text)
+    try:
+        return text if text == OWN_PACE else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}: requests a second are due, or {OWN_PACE!r}") from None

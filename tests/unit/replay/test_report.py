@@ -107,15 +107,30 @@ def test_mistakes_are_named(change, said, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [["--load", "0"], ["--engines", "0"], ["--capacity", "fast"], ["--jitter", "1"], ["--speeds", "1,,2"], []],
-    ids=" ".join,
+    ("flags", "said"),
+    [
+        (["--load", "abc"], "argument --load: 'abc' is no number: numbers above 0 are due, with commas between them"),
+        (["--load", "0"], "0 is not above 0: numbers above 0 are due"),
+        (["--speeds", "1,,2"], "'' is no number: numbers above 0 are due"),
+        (["--engines", "8,x"], "argument --engines: 'x' is no whole number: whole numbers are due, with commas"),
+        (["--engines", "0"], "0 is not at least 1"),
+        (["--engines", "2,2"], "2,2 names one twice"),
+        (["--capacity", "fast"], "'fast' is no number: requests a second are due, or 'own'"),
+        (["--jitter", "much"], "argument --jitter: 'much' is no number"),
+        (["--jitter", "1"], "1 is not from 0 to below 1"),
+        (["--jobs", "1.5"], "argument --jobs: '1.5' is no whole number"),
+        ([], "the following arguments are required: TRACE"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_usage_is_refused(flags, capsys):
+def test_wrong_usage_is_refused(flags, said, capsys):
+    """It is said what is due."""
     with pytest.raises(SystemExit) as ended:
         main(["chat", *flags] if flags else [])
     assert ended.value.code == 2
-    assert "usage: epp replay" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "usage: epp replay" in errors
+    assert said in errors
 
 
 def test_a_folder_that_cannot_be_written_is_named(configs, tmp_path, capsys):
