@@ -179,7 +179,11 @@ def test_flow_control(registry, section, expected):
                 "tokenProcessorConfig": {"blockSizeTokens": 256, "hashSeed": "", "hashAlgorithm": "cbor-fnv"},
                 "indexerConfig": {
                     "kvBlockIndexConfig": {
-                        "redisConfig": {"address": "redis://127.0.0.1:6379"},
+                        "redisConfig": {
+                            "address": "redis://127.0.0.1:6379",
+                            "backendType": "redis",
+                            "enableRDMA": False,
+                        },
                         "enableMetrics": False,
                     },
                     "kvCacheBackendConfigs": [{"name": "gpu", "weight": 1.0}],
