@@ -17,6 +17,9 @@ from epp.plugin import Candidates, Pick, Plugged, Profile, Request
 from epp.pool import Pool
 from epp.schedule import Decision, Guard, Stage, decide, produce
 
+ROUNDING = 1e-9
+"""Totals that differ by less than this share of all points are equal: the order of adding makes such differences."""
+
 ELSEWHERE = Profile("observed", (), (), Plugged("another picker", "", None))
 """The profile under whose name goes what another picker has decided."""
 
@@ -71,5 +74,6 @@ def _regret(stage: Stage, choice: int, slot: int) -> float | None:
     if totals is None or len(places) < 2:
         return None
     difference = float(totals[places[0]] - totals[places[1]])
-    # Without a scorer all are equal. Beyond the bounds is who ranks last for lack of fresh metrics.
-    return min(max(difference / stage.profile.bound, -1.0), 1.0) if stage.profile.bound else 0.0
+    share = difference / stage.profile.bound if stage.profile.bound else 0.0  # without a scorer all are equal
+    # Beyond the bounds is who ranks last for lack of fresh metrics.
+    return 0.0 if abs(share) < ROUNDING else min(max(share, -1.0), 1.0)

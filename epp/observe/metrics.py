@@ -158,12 +158,9 @@ class Metrics(Collector):
 
     def compared(self, other: str, comparison: Comparison | None) -> None:
         """Enters where a request went against where it would have gone; None if that could not be found out."""
-        if comparison is None:
-            result = "failed"
-        else:
-            result = "nobody" if comparison.other is None else "agreed" if comparison.agreed else "differed"
-            if comparison.regret is not None:
-                self.families["llm_d_epp_regret"].buckets(other).observe(comparison.regret)
+        result = "failed" if comparison is None else comparison.result
+        if comparison is not None and comparison.regret is not None:
+            self.families["llm_d_epp_regret"].buckets(other).observe(comparison.regret)
         self.families["llm_d_epp_compared_decisions_total"].value(other, result).inc()
 
     def _prefix(self, record: Record, matched: float) -> None:

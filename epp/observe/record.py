@@ -23,6 +23,15 @@ class Comparison(msgspec.Struct, frozen=True):
     agreed: bool
     regret: float | None
 
+    @property
+    def result(self) -> str:
+        """Under which it is counted: "agreed", "tie" (another endpoint of equal total), "differed" or "nobody"."""
+        if self.other is None:
+            return "nobody"
+        if self.agreed:
+            return "agreed"
+        return "tie" if self.regret == 0 else "differed"
+
 
 class Seen(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What a decision log keeps of the request itself.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingResponse
 
@@ -19,10 +20,13 @@ from epp.keys import WAITING
 from epp.observe.decisions import render
 from epp.observe.entries import read_log
 from epp.observe.record import Comparison
+from epp.plugin import Pick
+from epp.shadow import compared
 from tests.stream.conftest import Start
 from tests.stream.envoy import send_request, send_response
 from tests.stream.messages import BODY, CHAT, destination, request_body, request_headers
 from tests.stream.picker import Picker, config, until
+from tests.unit.observe.parts import decided
 
 FULL = BodyMode.FULL_DUPLEX_STREAMED
 
@@ -215,6 +219,29 @@ async def test_a_destination_that_its_filters_drop(start: Start) -> None:
         await stream.rest()
     found = shown(picker)["shadow"]
     assert (found["destination"], found["agreed"], found["regret"]) == (endpoint.hostport, False, None)
+
+
+async def test_chance_is_no_disagreement(start: Start) -> None:
+    """Two endpoints with equal totals are a tie, which is counted apart from what differs."""
+    picker = await start(with_shadow(config("queue-scorer"), "queue-scorer"))
+    for _ in range(30):
+        async with picker.stream() as stream:
+            await send_request(stream, FULL)
+            await stream.rest()
+    await picker.settled()
+    counted = picker.compared("shadow")
+    assert set(counted) == {"agreed", "tie"}
+    assert sum(counted.values()) == 30
+
+
+def test_rounding_is_no_regret() -> None:
+    """Totals that differ by the order of adding only."""
+    decision = decided()
+    (stage,) = decision.stages
+    stage.totals = np.array([0.1 + 0.2, 0.3])
+    last = stage.candidates.slots[-1]
+    found = compared(Pick("default", (int(last),), (), 0.3), decision)
+    assert (found.agreed, found.regret, found.result) == (False, 0.0, "tie")
 
 
 async def test_a_refused_request_has_no_shadow(start: Start) -> None:
