@@ -191,7 +191,8 @@ class Agents:
         repository: tokens of a repository's layer.
         turns_mean: turns of an agent.
         resets: share of turns that begin a new context.
-        most: tokens of a context, answer included; an agent that would exceed it begins a new one.
+        most: tokens of a context, answer included; an agent that would exceed it begins a new one. Published agents go
+            up to 200,000; the default is less because the context of the default engine profile is 131,072.
     """
 
     requests: int = 120
