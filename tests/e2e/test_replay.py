@@ -11,7 +11,7 @@ import pytest
 from epp.cli.replay import main
 from epp.engine.options import EngineOptions
 from epp.engine.server import EngineServer
-from epp.envoy.options import EnvoyOptions, parse_address
+from epp.envoy.options import EnvoyOptions, Mode, parse_address
 from epp.envoy.process import LOOPBACK, EnvoyProcess
 from epp.replay import recorded
 from tests.e2e.harness import LIMIT, Picker
@@ -36,9 +36,8 @@ async def talk(http: aiohttp.ClientSession, name: int) -> list[dict[str, Any]]:
     return usage
 
 
-async def test_recorded_traffic_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Prompts have the lengths that the engine counted, and share what they shared; the report is of all of them."""
-    log = tmp_path / "decisions.log"
+async def recorded_behind(mode: Mode, log: Path) -> list[list[dict[str, Any]]]:
+    """Has some conversations logged behind an Envoy in this mode; what the engines said of their tokens."""
     async with EngineServer(EngineOptions()) as one, EngineServer(EngineOptions()) as two:
         servers = (one.address, two.address)
         async with Picker(servers, f"--decision-log={log}") as picker:
@@ -47,7 +46,7 @@ async def test_recorded_traffic_is_replayed(tmp_path: Path, capsys: pytest.Captu
                 picker=(picker.address,),
                 endpoints=tuple(parse_address(server, "server") for server in servers),
                 max_request_body_bytes=LIMIT,
-                mode="full-duplex",
+                mode=mode,
             )
             async with (
                 EnvoyProcess(options) as gateway,
@@ -55,6 +54,24 @@ async def test_recorded_traffic_is_replayed(tmp_path: Path, capsys: pytest.Captu
             ):
                 usage = [await talk(http, name) for name in range(SESSIONS)]
             assert await picker.end(signal.SIGTERM) == 0
+    return usage
+
+
+async def test_recorded_without_bodies(tmp_path: Path) -> None:
+    """Behind Envoy's default mode the lengths of answers come from their durations, and it is said."""
+    log = tmp_path / "decisions.log"
+    await recorded_behind("standalone", log)
+    found = recorded.load(log, "tiny")
+    assert all(TOKENS * 0.7 <= turn.answer.tokens <= TOKENS for turn in found.turns)
+    count = SESSIONS * TURNS
+    (remark,) = found.remarks
+    assert f"no usage for {count} of its {count} answers, their lengths are estimated: {count} by their dur" in remark
+
+
+async def test_recorded_traffic_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prompts have the lengths that the engine counted, and share what they shared; the report is of all of them."""
+    log = tmp_path / "decisions.log"
+    usage = await recorded_behind("full-duplex", log)
     turns = recorded.load(log).turns
     counted = [each["prompt_tokens"] for session in usage for each in session]
     assert len(turns) == SESSIONS * TURNS
