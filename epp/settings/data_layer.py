@@ -13,6 +13,14 @@ from epp.sources import ObjectReader, ObjectWatch, PageReader, Poll, Sources
 DEFAULT_SOURCE = "metrics-data-source"
 DEFAULT_EXTRACTOR = "core-metrics-extractor"
 _NO_EFFECT = "is accepted, has no effect yet"
+_READ_BY = {
+    "metrics_page": "engine_metrics",
+    "polled_page": "columns",
+    "models_page": "served_models",
+    "watched_kind": "notified",
+}
+"""What a source gives, and by which method an extractor takes it; a source of none of these tells of endpoints."""
+_OF_ENDPOINTS = frozenset({"forget", "extract"})
 
 
 def resolve_sources(
@@ -26,6 +34,7 @@ def resolve_sources(
         if instances.known(name):
             instances.inject(name, path)
     check(references, instances, report)
+    _check_pairs(key, section, instances, report)
     _warn(key, section, report)
     layer = _Layer(section, instances, report)
     return layer.sources(), layer.taken
@@ -41,6 +50,22 @@ def _references(key: str, section: DataLayer) -> Iterator[Reference]:
     if reference is not None:
         steps, name = reference
         yield (key, "discovery", *steps), name, "discovery"
+
+
+def _check_pairs(key: str, section: DataLayer, instances: Instances, report: Report) -> None:
+    """Whether each extractor can read what its source gives."""
+    for index, source in enumerate(section.sources):
+        giving = instances.by_name.get(source.plugin_ref)
+        if giving is None or giving.plugin is None or "data source" not in giving.kinds:
+            continue
+        methods = {reader for method, reader in _READ_BY.items() if callable(getattr(giving.plugin, method, None))}
+        for number, extractor in enumerate(source.extractors):
+            reading = instances.by_name.get(extractor.plugin_ref)
+            if reading is None or reading.plugin is None or "extractor" not in reading.kinds:
+                continue
+            if not any(callable(getattr(reading.plugin, method, None)) for method in methods or _OF_ENDPOINTS):
+                message = f'"{extractor.plugin_ref}" reads nothing that {source.plugin_ref} gives'
+                report.error((key, "sources", index, "extractors", number, "pluginRef"), message)
 
 
 def _warn(key: str, section: DataLayer, report: Report) -> None:

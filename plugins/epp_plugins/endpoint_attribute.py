@@ -65,10 +65,10 @@ Where it departs from llm-d, and why
 
 import operator
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 import epp.plugin
 from epp.keys import CORE_METRICS_EXTRACTOR, GPU_UTILIZATION, attribute
@@ -118,6 +118,15 @@ def _remarks(name: str, producer: str | None) -> tuple[str, ...]:
     )
 
 
+def _whole(name: str) -> str:
+    if name.startswith("/") or name.endswith("/"):
+        raise ValueError(f'"{name}": before a slash stands a name, and after it its producer; one of them is missing')
+    return name
+
+
+AttributeName = Annotated[str, Field(min_length=1), AfterValidator(_whole)]
+
+
 class Threshold(epp.plugin.Parameters):
     """`algorithm.threshold`."""
 
@@ -140,7 +149,7 @@ class EndpointAttributeFilter:
     class Parameters(epp.plugin.Parameters):
         """See the module's manual."""
 
-        attribute: str = Field(min_length=1)
+        attribute: AttributeName
         producer: str | None = None
         on_missing: Literal["Pass", "Fail"] = "Pass"
         fallback_on_empty: bool = False
@@ -207,7 +216,7 @@ class EndpointAttributeScorer:
     class Parameters(epp.plugin.Parameters):
         """See the module's manual."""
 
-        attribute_key: str = Field(min_length=1)
+        attribute_key: AttributeName
         producer: str | None = None
         algorithm: Linear
 

@@ -124,6 +124,8 @@ def test_attributes(parameters, expected):
         pytest.param({"algorithm": {"type": "threshold"}}, "Field required", id="no threshold"),
         pytest.param({"algorithm": {"threshold": {"operator": "Less", "value": 1}}}, "LessThan", id="operator"),
         pytest.param({"onMissing": "pass"}, "'Pass' or 'Fail'", id="onMissing"),
+        pytest.param({"attribute": "/ghost"}, "one of them is missing", id="no name before the slash"),
+        pytest.param({"attribute": "queue/"}, "one of them is missing", id="no producer after it"),
     ],
 )
 def test_bad_attribute_filters(parameters, message):

@@ -276,6 +276,20 @@ def test_warnings(text, warnings):
             id="wrong kind",
         ),
         pytest.param(
+            "dataLayer: {sources: [{pluginRef: models-data-source, "
+            "extractors: [{pluginRef: core-metrics-extractor}]}]}",
+            "dataLayer.sources[0].extractors[0].pluginRef: "
+            '"core-metrics-extractor" reads nothing that models-data-source gives',
+            id="an extractor of something else",
+        ),
+        pytest.param(
+            "dataLayer: {sources: [{pluginRef: endpoint-notification-source, "
+            "extractors: [{pluginRef: dcgm-extractor}]}]}",
+            "dataLayer.sources[0].extractors[0].pluginRef: "
+            '"dcgm-extractor" reads nothing that endpoint-notification-source gives',
+            id="a reader of pages hears of no endpoints",
+        ),
+        pytest.param(
             "plugins: [{type: failing}]",
             'plugins[0]: "failing" (plugins[0]): metrics_page fails: RuntimeError: no page',
             id="fails",
