@@ -146,7 +146,8 @@ async def test_a_model_that_nobody_serves_and_the_list_of_those_there_are(differ
     answer = await call("http1", address, method="GET", path="/v1/models")
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
     page = json.loads(answer.body)
-    assert (page["object"], [card["id"] for card in page["data"]]) == ("list", ["llama-8b", "tuned", "qwen-7b"])
+    served, rewritten = ["llama-8b", "tuned", "qwen-7b"], ["a-name-that-is-longer", "ll"]
+    assert (page["object"], [card["id"] for card in page["data"]]) == ("list", served + rewritten)
     answer = await call("http1", address, method="GET", path="/v1/models/tuned")
     assert (answer.status, json.loads(answer.body)["parent"]) == (200, "llama-8b")
 

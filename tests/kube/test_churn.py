@@ -82,7 +82,7 @@ async def scenario(steps: list[tuple[Any, ...]]) -> None:
         fake.apply(pool("llama", LABELS))
         world.fill()
         async with aclosing(Api(Access(fake.url, FixedToken()))) as api, Following(api) as following:
-            assert following.members == world.members
+            await following.until(lambda: following.members == world.members)
             for step in steps:
                 await take(step, fake, world)
             fake.slow, fake.failures = 0.0, []
