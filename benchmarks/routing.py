@@ -13,8 +13,8 @@ measured at 8 engines, and counts for others by the engine; the trace's is measu
 draw of the workload, the engines' jitter and the picker's own chance, the same for every policy. `default, rates x2`
 and `default, rates /2` are the default told twice and half of the rate that it believes in at first; a workload
 `NAME, unequal` runs on engines of which every second one is half as fast, at shares of three quarters of the capacity;
-at 8 engines only, unless it is named. `--keep FILE` appends what has been replayed, a line each, and doesn't replay
-again what is there: an interrupted run goes on.
+at the fewest engines only. `--keep FILE` appends what has been replayed, a line each, and doesn't replay again what is
+there: an interrupted run goes on. It knows configurations and rates, not the code: another code, another file.
 
 Without `--json`: for each baseline the default's TTFT p90 by its own, as the geometric mean over the cases; and the
 cases in which the default is worse than the best baseline or than least-request, that is where the 95 % interval of the

@@ -23,7 +23,7 @@ from epp.keys import REPORTED, SERVED_MODELS
 from epp.observe.observability import Observability
 from epp.plugin import Candidates, Pick, Request, Router
 from epp.pool import Pool
-from epp.reading import path_of, read
+from epp.reading import path_of, preferences, read
 from epp.rewriting import renamed_cards, rewriting_of, rewritten
 from epp.schedule import Decision, admit, decide, enter_fetched, fetch, produce, screen, tokenized
 
@@ -193,15 +193,6 @@ _DESTINATION = re.compile(r"[^\s,]+:[0-9]+(?:,[^\s,]+:[0-9]+)*")
 def _is_destination(said: Any) -> bool:
     """Whether Envoy could make something of it; a value that it can't parse fails the request."""
     return isinstance(said, str) and _DESTINATION.fullmatch(said) is not None
-
-
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
-
-
-def preferences(header: str) -> set[str]:
-    """The names in a `Prefer` header, in small letters: a list, each with a value and parameters that don't matter."""
-    listed = _QUOTED.sub('""', header).split(",")  # what is quoted may have any character
-    return {re.split("[;=]", each, maxsplit=1)[0].strip().lower() for each in listed} - {""}
 
 
 def insist_on_cache(exchange: Exchange, request: Request) -> None:

@@ -1,5 +1,6 @@
 """Headers and body into a `Request`, by the parser that claims the path. Pure."""
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -95,3 +96,12 @@ def parser_for(parsers: tuple[Plugged, ...], path: str) -> Plugged:
     if best is None:
         raise BadRequest(f"no parser registered matching path suffix for: {path}")
     return best
+
+
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
+def preferences(header: str) -> set[str]:
+    """The names in a `Prefer` header, in small letters: a list, each with a value and parameters that don't matter."""
+    listed = _QUOTED.sub('""', header).split(",")  # what is quoted may have any character
+    return {re.split("[;=]", each, maxsplit=1)[0].strip().lower() for each in listed} - {""}

@@ -27,10 +27,12 @@ class Rows:
         block_tokens: tokens in a block of the chains.
         space: of the secret that they were hashed under.
         most_candidates: how many candidates of a decision are written down; picks are in any case.
+        most_bytes: of rows after which names begin anew.
     """
 
-    def __init__(self, block_tokens: int, space: int, most_candidates: int) -> None:
+    def __init__(self, block_tokens: int, space: int, most_candidates: int, most_bytes: int = MOST_BYTES) -> None:
         self._block_tokens, self._space, self._most = block_tokens, space, most_candidates
+        self._most_bytes = most_bytes
         self._number = self._bytes = 0
         self._names: dict[str, int] = {}
         self._new: list[str] = []
@@ -50,7 +52,7 @@ class Rows:
 
     def encode(self, record: Record) -> list[bytes]:
         """The messages of one request: new names if there are any, and its row."""
-        full = len(self._names) >= MOST_NAMES or self._bytes >= MOST_BYTES
+        full = len(self._names) >= MOST_NAMES or self._bytes >= self._most_bytes
         started = [self.opening(record.wall)] if full else []
         row = wire.encode(self._row(record))
         self._bytes += len(row)

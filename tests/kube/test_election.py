@@ -250,41 +250,43 @@ async def stuck(fake: FakeApi) -> AsyncIterator[Stuck]:
     await client.aclose()
 
 
-async def test_a_leader_whose_renewal_hangs_learns_of_another_at_once(fake: FakeApi, stuck: Stuck) -> None:
-    """By its watch; it would wait for the answer for minutes."""
+@pytest.fixture
+async def hanging(fake: FakeApi, stuck: Stuck) -> AsyncIterator[Election]:
+    """A leader whose renewals hang for as long as it lasts, and who watches."""
     replicas = Replicas(stuck)
     first = replicas.add("first", Terms(duration=0.6, retry=0.05, deadline=100.0, probe=0.02))
     await until(leads(first), "it leads")
     stuck.stuck = True
     await until(lambda: [verb for verb, _ in fake.requests].count("watch") == 1, "it watches")
-    first.change("MODIFIED", msgspec.convert({"spec": {"holderIdentity": "other", "leaseTransitions": 0}}, Lease))
-    assert first.leading, "an earlier term of somebody else's proves nothing"
-    taken = lease(fake)
-    taken["spec"] |= {"holderIdentity": "other", "leaseTransitions": 1}
-    fake.apply(taken)
-    await until(lambda: not first.leading, "it has learnt", 5.0)
+    yield first
     await replicas.stop()
 
 
-async def test_a_leader_whose_renewal_hangs_learns_that_the_lease_was_made_anew(fake: FakeApi, stuck: Stuck) -> None:
+async def test_a_leader_whose_renewal_hangs_learns_of_another_at_once(fake: FakeApi, hanging: Election) -> None:
+    """By its watch; it would wait for the answer for minutes."""
+    hanging.change("MODIFIED", msgspec.convert({"spec": {"holderIdentity": "other", "leaseTransitions": 0}}, Lease))
+    assert hanging.leading, "an earlier term of somebody else's proves nothing"
+    taken = lease(fake)
+    taken["spec"] |= {"holderIdentity": "other", "leaseTransitions": 1}
+    fake.apply(taken)
+    await until(lambda: not hanging.leading, "it has learnt", 5.0)
+
+
+async def test_a_leader_whose_renewal_hangs_learns_that_the_lease_was_made_anew(
+    fake: FakeApi, hanging: Election
+) -> None:
     """Which counts its terms from 0 again."""
-    replicas = Replicas(stuck)
-    first = replicas.add("first", Terms(duration=0.6, retry=0.05, deadline=100.0, probe=0.02))
-    await until(leads(first), "it leads")
-    stuck.stuck = True
-    await until(lambda: [verb for verb, _ in fake.requests].count("watch") == 1, "it watches")
     old = lease(fake)
     meta = {"uid": "before", "creationTimestamp": "2020-01-01T00:00:00Z"}
     of_old = {"metadata": meta, "spec": {"holderIdentity": "other", "leaseTransitions": 7}}
-    first.change("MODIFIED", msgspec.convert(of_old, Lease))
-    assert first.leading, "one from before ours proves nothing"
+    hanging.change("MODIFIED", msgspec.convert(of_old, Lease))
+    assert hanging.leading, "one from before ours proves nothing"
     fake.remove(old)
     spec = {"holderIdentity": "other", "leaseTransitions": 0}
     fake.apply(
         {"apiVersion": old["apiVersion"], "kind": "Lease", "metadata": {"name": old["metadata"]["name"]}, "spec": spec}
     )
-    await until(lambda: not first.leading, "it has learnt", 5.0)
-    await replicas.stop()
+    await until(lambda: not hanging.leading, "it has learnt", 5.0)
 
 
 async def test_an_attempt_that_hangs_is_given_up(fake: FakeApi, stuck: Stuck) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from epp.pipeline import preferences
+from epp.reading import preferences
 
 
 @pytest.mark.parametrize(

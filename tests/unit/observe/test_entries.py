@@ -285,10 +285,9 @@ def test_without_its_names_no_row_is_misread(tmp_path):
     assert "1 requests more can't be understood without what is damaged" in told[1]
 
 
-def test_without_an_opening_nothing_is_misread(tmp_path, monkeypatch):
+def test_without_an_opening_nothing_is_misread(tmp_path):
     """Rows of lost names are left out up to the next opening, which comes by itself now and then."""
-    monkeypatch.setattr("epp.observe.rows.MOST_BYTES", 1500)
-    rows = Rows(64, 5, 32)
+    rows = Rows(64, 5, 32, most_bytes=1500)
     opening = rows.opening(0.0)
     models = [f"m-{number}" for number in range(40)]
     encoded = [rows.encode(ended(model, model=model)) for model in models]
