@@ -109,12 +109,19 @@ def _strip_routing_headers() -> dict[str, Any]:
     return {"name": "envoy.filters.http.header_mutation", "typed_config": typed(name, mutations=mutations)}
 
 
-def _ask_another() -> dict[str, Any]:
-    """Of several replicas of the picker another one is asked where one has died: only streams that it had are lost."""
+def _ask_another(options: EnvoyOptions) -> dict[str, Any]:
+    """Of several replicas of the picker another one is asked where one has died: only streams that it had are lost.
+
+    Where Envoy goes on without a picker it asks at once, as each request would wait; Envoy's default for gRPC is up to
+    one second, then three. Where a request is lost without one, it is worth the two seconds or so in which a follower
+    becomes the leader.
+    """
     previous = typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")
+    base, most, times = ("0.005s", "0.1s", 2) if options.failure_mode_allow else ("0.1s", "1s", 6)
     return {
         "retry_on": "connect-failure,refused-stream,reset",
-        "num_retries": 2,
+        "num_retries": times,
+        "retry_back_off": {"base_interval": base, "max_interval": most},
         "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": previous}],
         "host_selection_retry_max_attempts": 5,
     }
@@ -122,7 +129,7 @@ def _ask_another() -> dict[str, Any]:
 
 def _exchange(options: EnvoyOptions, mode: dict[str, str]) -> dict[str, Any]:
     return {
-        "grpc_service": {"envoy_grpc": {"cluster_name": PICKER_CLUSTER}, "retry_policy": _ask_another()},
+        "grpc_service": {"envoy_grpc": {"cluster_name": PICKER_CLUSTER}, "retry_policy": _ask_another(options)},
         "failure_mode_allow": options.failure_mode_allow,
         "status_on_error": {"code": "ServiceUnavailable"},
         "message_timeout": f"{options.message_timeout:g}s",
