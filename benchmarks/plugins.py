@@ -158,7 +158,7 @@ def chat_with_picture(prompt: str) -> bytes:
 
 
 def pool_of(endpoints: int, rng: np.random.Generator) -> Pool:
-    """Engines under some load, with labels of every sort."""
+    """Engines under some load, scraped just now, with labels of every sort."""
     labels = [
         {
             "llm-d.ai/role": ("decode", "prefill", "both")[index % 3],
@@ -171,7 +171,7 @@ def pool_of(endpoints: int, rng: np.random.Generator) -> Pool:
         }
         for index in range(endpoints)
     ]
-    return make_pool(
+    pool = make_pool(
         labels=labels,
         waiting=rng.integers(0, 8, endpoints),
         running=rng.integers(0, 64, endpoints),
@@ -185,6 +185,8 @@ def pool_of(endpoints: int, rng: np.random.Generator) -> Pool:
         max_loras=np.full(endpoints, 4.0),
         active_models=[("model",) if index % 5 == 0 else () for index in range(endpoints)],
     )
+    pool.updated[:] = time.monotonic()
+    return pool
 
 
 def plugin_of(type_name: str, registry: Registry, pool: Pool) -> Any:

@@ -452,7 +452,7 @@ def _fits(name: Any, value: Any) -> bool:
 
 def _index(c: Candidates, slot: int) -> int | None:
     """Where the slot stands among them; None if another picker has taken one that isn't."""
-    index = int((c.slots == slot).argmax())
+    index = c.index(slot)
     return index if c.slots[index] == slot else None
 
 

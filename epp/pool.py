@@ -417,9 +417,9 @@ class Candidates:
     """The endpoints still in play, as compact columns of shape (n,). Arrays are copies and read-only.
 
     `c[KEY]` is a column: NaN where the endpoint never reported it, or missed its own last scheduled scrape. A request
-    key that no producer wrote raises KeyError. `c.fresh` tells whose last scheduled scrape has succeeded, `c.ages` how
-    many seconds ago each one's last successful scrape was (NaN for never). `c.peer` is what another profile chose, or
-    None. `c.now` is the injected clock's, in seconds.
+    key that no producer wrote raises KeyError. `c.fresh` tells whose last scheduled scrape has succeeded,
+    `c.scraped_at` when each one's last successful scrape was, and `c.ages` how long ago (NaN for never). `c.peer` is
+    what another profile chose, or None. `c.now` is the injected clock's. All times are in seconds.
     """
 
     __slots__ = (
@@ -428,11 +428,11 @@ class Candidates:
         "_pool",
         "_positions",
         "_root",
-        "_updated",
         "all_fresh",
         "fresh",
         "now",
         "peer",
+        "scraped_at",
         "slots",
     )
 
@@ -441,7 +441,7 @@ class Candidates:
         self.now = now
         self.fresh: Mask = pool.fresh_until[slots] >= now
         self.all_fresh = all_true(self.fresh)
-        self._updated: Floats = pool.updated[slots]
+        self.scraped_at: Floats = pool.updated[slots]
         self.peer: Pick | None = None
         self._pool = pool
         self._endpoints = pool.endpoints
@@ -479,7 +479,7 @@ class Candidates:
     @property
     def ages(self) -> Floats:
         """Seconds since each endpoint's last successful scrape, shape (n,); NaN for never."""
-        return self.now - self._updated
+        return self.now - self.scraped_at
 
     @property
     def read(self) -> Mapping[Key, Floats]:
@@ -531,6 +531,12 @@ class Candidates:
         """
         return self._pool.derived(function)[self.slots]
 
+    def index(self, slot: int) -> int:
+        """Where a slot is among them; 0 if it isn't."""
+        if slot < len(self.slots) and self.slots.item(slot) == slot:  # nobody before it is left out
+            return slot
+        return int((self.slots == slot).argmax())
+
     def named(self, endpoint: str) -> Mask:
         """Which of them has that id (`namespace/name`); shape (n,)."""
         slot = self._pool.slots.get(endpoint, -1)
@@ -556,7 +562,7 @@ class Candidates:
         """The same for another decision: the endpoints and the pool's columns as they were, and nothing produced."""
         other = Candidates.__new__(Candidates)
         other.slots, other.now, other.peer = self.slots, self.now, None
-        other.fresh, other.all_fresh, other._updated = self.fresh, self.all_fresh, self._updated
+        other.fresh, other.all_fresh, other.scraped_at = self.fresh, self.all_fresh, self.scraped_at
         other._pool, other._endpoints, other._root, other._positions = self._pool, self._endpoints, None, None
         other._columns = {key: column for key, column in self._columns.items() if key.scope == "pool"}
         return other
@@ -566,7 +572,7 @@ class Candidates:
         positions = np.flatnonzero(mask)
         child = Candidates.__new__(Candidates)
         child.slots, child.now, child.peer = self.slots[positions], self.now, peer or self.peer
-        child.fresh, child._updated = self.fresh[positions], self._updated[positions]
+        child.fresh, child.scraped_at = self.fresh[positions], self.scraped_at[positions]
         child.all_fresh = self.all_fresh or all_true(child.fresh)
         child._pool, child._endpoints, child._columns = self._pool, self._endpoints, {}
         child._root = self if self._root is None else self._root

@@ -56,7 +56,6 @@ Where it departs from llm-d, and why
 
 import math
 
-import numpy as np
 from pydantic import Field
 
 import epp.plugin
@@ -86,7 +85,7 @@ class PrefixBasedDecider:
         tokens = math.ceil(request.prompt_tokens)
         if pick is None or not self._uncached or tokens < max(self._prompt, self._uncached):
             return False
-        cached = float(c[self._matched][int(np.argmax(c.slots == pick.slots[0]))])
+        cached = float(c[self._matched][c.index(pick.slots[0])])
         return tokens - cached >= self._uncached  # false for NaN
 
 

@@ -40,7 +40,6 @@ OUTLIER: Final = 8.0
 WINDOW: Final = 30.0
 """Seconds over which arrivals and work are averaged."""
 _EVERY: Final = 8  # observations between two fits
-_SAME: Final = 1e-6  # seconds by which the time of one scrape may seem to differ
 
 # Rows of the state, one value a slot.
 (
@@ -51,10 +50,10 @@ _SAME: Final = 1e-6  # seconds by which the time of one scrape may seem to diffe
     SPEED,
     HELD,  # tokens of our prompts in flight
     SEEN,  # the time of the last scrape that has been taken into account
-    OTHER,  # what isn't ours, at SEEN: tokens that wait, requests, tokens held
-    OTHER_REQUESTS,
-    OTHER_HELD,
-    _WRITTEN,  # tokens computed and answered, fading; see `Work.written`
+    CAPACITY,  # tokens that its KV cache holds; infinite where that isn't known
+    OTHER,  # tokens that wait and aren't ours, at SEEN
+    OTHER_STEP,  # seconds that others' running requests add to a step, fading; see `Work.faded`
+    _WRITTEN,  # tokens computed and answered, fading likewise
     _QUEUED,  # our prompts that aren't known to be done
     _MOST_QUEUED,  # the highest number of them, of our requests and of their tokens since the last scrape
     _MOST_INFLIGHT,
@@ -168,7 +167,8 @@ class Work:
         self.sent: dict[int, list[Sent]] = {}  # by the decision's id, until its request has ended
         self.hears = False  # first bytes pass
         self.mean_tokens = self.mean_duration = 0.0
-        self._epoch = -inf  # when a written token weighs 1
+        self.others = False  # whether anything runs or waits that isn't ours
+        self._epoch = -inf  # when what fades weighs 1
         self._noise, self._observed = 0.5, 0  # the variance of log(observed / expected) within one endpoint
         self.hold(capacity - 1)
 
@@ -180,12 +180,13 @@ class Work:
         missing = slot + 1 - self.rows.shape[1]
         if missing > 0:
             more = np.zeros((_ROWS, missing))
-            more[SPEED], more[SEEN] = 1.0, -inf
+            more[SPEED], more[SEEN], more[CAPACITY] = 1.0, -inf, inf
             self.rows = np.concatenate([self.rows, more], axis=1)
             self.queues += [deque() for _ in range(missing)]
 
-    def of(self, slots: Ints) -> Floats:
-        """The rows that a score is made of, of these slots; shape (_SCORED, n)."""
+    def of(self, slots: Ints, now: float) -> Floats:
+        """The rows that a score is made of, of these slots; shape (_SCORED, n). They hold for this time."""
+        self.faded(now)
         try:
             return self.rows[:_SCORED].take(slots, axis=1)
         except IndexError:
@@ -199,14 +200,14 @@ class Work:
                 sent.queued, sent.slot = False, -1
             self.queues[slot] = deque()
             self.rows[:, slot] = 0.0
-            self.rows[SPEED, slot], self.rows[SEEN, slot] = 1.0, -inf
+            self.rows[SPEED, slot], self.rows[SEEN, slot], self.rows[CAPACITY, slot] = 1.0, -inf, inf
 
     # --- what is pending
 
-    def pending(self, rows: Floats, now: float) -> Floats:
-        """Our tokens that are still to be computed, for endpoints' rows; shape (n,)."""
+    def pending(self, rows: Floats, pace: Floats, now: float) -> Floats:
+        """Our tokens that are still to be computed, for endpoints' rows and their seconds a token; shape (n,)."""
         left: Floats = now - rows[_AT]
-        left /= rows[SPEED] * self.first.rates[1]
+        left /= pace
         np.subtract(rows[_TOKENS], left, out=left)
         np.maximum(left, rows[_LOW], out=left)
         np.minimum(left, rows[_HIGH], out=left)
@@ -214,23 +215,28 @@ class Work:
 
     def pending_at(self, slot: int, now: float) -> float:
         """The same for one slot."""
-        tokens, at, low, high, speed = self.rows[: SPEED + 1, slot].tolist()
-        return float(min(max(tokens - (now - at) / (speed * self.first.rates[1]), low), high))
+        return self._left(self.rows[: SPEED + 1, slot].tolist(), now)
 
-    def charge(self, sent: Sent, known: float) -> None:
-        """A request is on its way, of which some endpoint had so many tokens cached."""
-        slot, at = sent.slot, self.rows[:, sent.slot]
+    def _left(self, row: list[float], now: float) -> float:
+        tokens, at, low, high, speed = row[: SPEED + 1]
+        return min(max(tokens - (now - at) / (speed * self.first.rates[1]), low), high)
+
+    def charge(self, sent: Sent, known: float) -> Sent:
+        """A request is on its way, of which some endpoint had so many tokens cached; with what is ahead of it."""
+        slot, rows = sent.slot, self.rows
+        self.hold(slot)
+        row: list[float] = rows[:, slot].tolist()
+        sent.ahead = sent.tokens + self._left(row, sent.at)
         self.mean_tokens += (sent.tokens - self.mean_tokens) / OWN_MEMORY
-        self.traffic.add(sent.tokens * self.first.rates[1] * at.item(SPEED), sent.prompt, known, sent.at)
-        held, queued = at.item(HELD) + sent.prompt, at.item(_QUEUED) + 1.0
-        for row, most in ((_MOST_QUEUED, queued), (_MOST_INFLIGHT, sent.batch + 1.0), (_MOST_HELD, held)):
-            if most > at.item(row):
-                at[row] = most
-        at[HELD], at[_QUEUED], at[_TOKENS], at[_AT] = held, queued, sent.ahead, sent.at
-        at[_HIGH] = at.item(_HIGH) + sent.tokens
+        self.traffic.add(sent.tokens * self.first.rates[1] * row[SPEED], sent.prompt, known, sent.at)
         self.wrote(slot, sent.tokens, sent.at)
         self.queues[slot].append(sent)
-        self._bound(slot)
+        high, held, queued = row[_HIGH] + sent.tokens, row[HELD] + sent.prompt, row[_QUEUED] + 1.0
+        rows[_TOKENS : _HIGH + 1, slot] = sent.ahead, sent.at, self._low(slot, high), high
+        rows[HELD, slot] = held
+        most = max(row[_MOST_QUEUED], queued), max(row[_MOST_INFLIGHT], sent.batch + 1.0), max(row[_MOST_HELD], held)
+        rows[_QUEUED : _MOST_HELD + 1, slot] = queued, *most
+        return sent
 
     def computed(self, sent: Sent, now: float) -> None:
         """Its prompt is done, and so are those before it: engines take them first come, first served."""
@@ -262,46 +268,62 @@ class Work:
         self.rows[_QUEUED, sent.slot] -= 1.0
 
     def _bound(self, slot: int) -> None:
+        self.rows[_LOW, slot] = self._low(slot, float(self.rows[_HIGH, slot]))
+
+    def _low(self, slot: int, high: float) -> float:
         """Where first bytes are heard, only the first in the queue can have been computed in part."""
         queue = self.queues[slot]
         heard = self.hears and bool(queue) and all(each.streamed for each in queue)
-        self.rows[_LOW, slot] = self.rows[_HIGH, slot] - queue[0].tokens if heard else 0.0
+        return high - queue[0].tokens if heard else 0.0
 
     def wrote(self, slot: int, tokens: float, now: float) -> None:
         """So many tokens are new in its KV cache."""
-        if not now - self._epoch < WINDOW:  # later ones weigh more, in place of fading all at each
-            self.rows[_WRITTEN] *= exp((self._epoch - now) / WINDOW)
-            self._epoch = now
-        self.rows[_WRITTEN, slot] += tokens * exp((now - self._epoch) / WINDOW)
+        self.rows[_WRITTEN, slot] += tokens / self.faded(now)
 
     def written(self, rows: Floats, seconds: float, now: float) -> Floats:
         """Tokens that so many seconds write anew, at the rate of the last `WINDOW`; shape (n,)."""
-        tokens: Floats = rows[_WRITTEN] * (seconds / WINDOW * exp((self._epoch - now) / WINDOW))
+        tokens: Floats = rows[_WRITTEN] * (seconds / WINDOW * self.faded(now))
         return tokens
+
+    def faded(self, now: float) -> float:
+        """What 1 in the rows that fade counts for by now: later entries are larger, in place of fading all at each.
+
+        Now and then it does fade them all, and begins with 1 again.
+        """
+        if not now - self._epoch < WINDOW:
+            self.rows[OTHER_STEP : _WRITTEN + 1] *= exp((self._epoch - now) / WINDOW)
+            self._epoch = now
+        return exp((self._epoch - now) / WINDOW)
 
     # --- what the engines say
 
     def take_scrapes(self, c: Candidates, seen: Floats) -> bool:
         """Takes into account what the engines have said since they were `seen`; whether they have said anything."""
-        ages = c.ages
-        later = ages < (c.now - _SAME) - seen
+        later = c.scraped_at > seen
         if not np.count_nonzero(later):
             return False
-        new, scraped = np.flatnonzero(later & c.fresh), c.now - ages
-        slots, rows = c.slots[new], self.rows
+        new = np.flatnonzero(later & c.fresh)
+        slots, scraped, rows = c.slots[new], c.scraped_at[new], self.rows
+        blocks = (c[CACHE_BLOCKS] * c[CACHE_BLOCK_SIZE])[new]
+        rows[CAPACITY, slots] = np.where(blocks > 0, blocks, inf)
         counts, waiting = c[FIRST_TOKENS][new], np.fmax(c[WAITING][new], 0.0)
         decoding = (waiting == 0) & (rows[_MOST_QUEUED, slots] == 0) & (counts == rows[_COUNT, slots])
         self._take_gaps(slots, c[TOKEN_GAPS][new], c[TOKEN_GAP_SECONDS][new], c[RUNNING][new], decoding)
-        self._take_counts(slots, counts, c[FIRST_TOKEN_SECONDS][new], scraped[new])
+        self._take_counts(slots, counts, c[FIRST_TOKEN_SECONDS][new], scraped)
         inflight = c[INFLIGHT_REQUESTS][new]
-        used = np.fmax((c[KV_USAGE] * c[CACHE_BLOCKS] * c[CACHE_BLOCK_SIZE])[new], 0.0)
+        used = np.fmax(c[KV_USAGE][new] * blocks, 0.0)
         others = waiting + np.fmax(c[RUNNING][new], 0.0) - np.maximum(rows[_MOST_INFLIGHT, slots], inflight)
         rows[OTHER, slots] = np.maximum(waiting - rows[_MOST_QUEUED, slots], 0.0) * self.mean_tokens
-        rows[OTHER_REQUESTS, slots] = np.maximum(others, 0.0)
         # Our answers are in the cache, too: what is there beyond our prompts is others' only where others are.
-        rows[OTHER_HELD, slots] = np.where(others > 0, np.maximum(used - rows[_MOST_HELD, slots], 0.0), 0.0)
+        held = np.where(others > 0, np.maximum(used - rows[_MOST_HELD, slots], 0.0), 0.0)
+        _, member, read = self.gap.rates
+        now = self.faded(c.now)
+        rows[OTHER_STEP, slots] = (
+            (np.maximum(others, 0.0) * member + held * read) * np.exp((scraped - c.now) / WINDOW) / now
+        )
+        self.others = bool(np.count_nonzero(rows[OTHER : OTHER_STEP + 1]))
         rows[_MOST_QUEUED, slots], rows[_MOST_INFLIGHT, slots] = rows[_QUEUED, slots], inflight
-        rows[_MOST_HELD, slots], rows[SEEN, slots] = rows[HELD, slots], scraped[new]
+        rows[_MOST_HELD, slots], rows[SEEN, slots] = rows[HELD, slots], scraped
         return True
 
     def _take_counts(self, slots: Ints, counts: Floats, seconds: Floats, scraped: Floats) -> None:

@@ -95,7 +95,7 @@ class P2pSourceProducer:
         near = np.flatnonzero(matched >= best - np.where(block > 0, block, BLOCK))
         source = int(near[_chosen(request.id, _weights(c[WAITING][near]))])
         computing = (decision.picks.get(self._prefill) or decision.primary).slots[0]
-        has = matched[int(np.argmax(c.slots == computing))]
+        has = matched[c.index(computing)]
         if c.slots[source] != computing and matched[source] - has >= self._delta:
             self._found = (decision, c.endpoints[source].hostport)
 

@@ -56,7 +56,6 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-import numpy as np
 from pydantic import Field
 
 import epp.plugin
@@ -172,5 +171,5 @@ class _Threshold:
     def disaggregate(self, request: Request, pick: Pick | None, c: Candidates) -> bool:
         if not self._tokens or pick is None:
             return pick is not None
-        cached = float(c[self._matched][int(np.argmax(c.slots == pick.slots[0]))])
+        cached = float(c[self._matched][c.index(pick.slots[0])])
         return math.ceil(request.prompt_tokens) - cached >= self._tokens

@@ -85,8 +85,6 @@ from pydantic import Field
 import epp.plugin
 from epp.plugin import (
     APPROX_PREFIX_PRODUCER,
-    CACHE_BLOCK_SIZE,
-    CACHE_BLOCKS,
     INFLIGHT_REQUESTS,
     KV_USAGE,
     Candidates,
@@ -99,7 +97,7 @@ from epp.plugin import (
     Request,
     matched_tokens,
 )
-from epp_plugins.engine_work import HELD, OTHER, OTHER_HELD, OTHER_REQUESTS, OWN_MEMORY, SEEN, SPEED, WINDOW, Sent, Work
+from epp_plugins.engine_work import CAPACITY, HELD, OTHER, OTHER_STEP, OWN_MEMORY, SEEN, SPEED, Sent, Work
 
 BUSIEST: Final = 0.9
 """The share of time above which engines don't count as busier: beyond it the estimate says nothing any more."""
@@ -141,9 +139,9 @@ class WorkAheadScorer:
     def score(self, request: Request, c: Candidates) -> Floats:
         """Least seconds / seconds, shape (n,)."""
         work = self._work
-        rows = work.of(c.slots)
+        rows = work.of(c.slots, c.now)
         if work.take_scrapes(c, rows[SEEN]):
-            rows = work.of(c.slots)
+            rows = work.of(c.slots, c.now)
         seconds = self._seconds(request, c, rows)
         points: Floats = _least(seconds) / seconds
         return points
@@ -172,63 +170,66 @@ class WorkAheadScorer:
         start, token = work.first.rates
         step, member, read = work.gap.rates
         own, speed = self._own(request, c), rows[SPEED]
-        tokens = work.pending(rows, c.now)
-        batch, held = c[INFLIGHT_REQUESTS], rows[HELD]
-        if np.count_nonzero(rows[OTHER : OTHER_HELD + 1]):
-            age = c.now - rows[SEEN]
-            tokens += np.maximum(rows[OTHER] - age / (speed * token), 0.0)
-            believed = np.exp(age / -WINDOW)
-            batch, held = batch + rows[OTHER_REQUESTS] * believed, held + rows[OTHER_HELD] * believed
+        pace = speed * token
+        tokens = work.pending(rows, pace, c.now)
+        seconds: Floats = c[INFLIGHT_REQUESTS] * (self._answer * member)
+        seconds += rows[HELD] * (self._answer * read)
+        if work.others:
+            tokens += np.maximum(rows[OTHER] - (c.now - rows[SEEN]) / pace, _ZERO)
+            seconds += rows[OTHER_STEP] * (self._answer * work.faded(c.now))
         arrivals, busy = work.traffic.rates(c.now)
         backlog = float(np.add.reduce(tokens)) / len(c) * token
         delay = arrivals / len(c) * backlog / (1.0 - min(busy / len(c), BUSIEST))
         tokens += own
-        seconds: Floats = tokens * token
-        seconds += batch * (self._answer * member)
-        seconds += held * (self._answer * read)
         seconds += start + self._answer * step
         seconds *= speed
-        eviction, room = self._memory(tokens, work.written(rows, HORIZON, c.now), c)
-        eviction += delay
-        eviction *= own
-        eviction *= token
-        seconds += eviction
+        seconds += np.multiply(tokens, pace, out=pace)
+        evicted, room, unknown = self._memory(tokens, rows, c)
+        evicted *= work.traffic.repeated * token
+        evicted += delay * token
+        evicted *= own
+        seconds += evicted
         if room is not None:
             seconds += room
+        if unknown is not None:
+            seconds[unknown] = np.maximum(seconds[unknown], seconds[~unknown].min())
         self._scored = (request, c.slots, own)
-        if isnan(_least(c[KV_USAGE])):  # of some
-            unknown = np.isnan(c[KV_USAGE])
-            if not unknown.all():
-                seconds[unknown] = np.maximum(seconds[unknown], seconds[~unknown].min())
         return seconds
 
-    def _memory(self, tokens: Floats, written: Floats, c: Candidates) -> tuple[Floats, Floats | None]:
-        """Eviction, in seconds for one of work, and room, in seconds, or None; what isn't known costs nothing.
+    def _memory(self, tokens: Floats, rows: Floats, c: Candidates) -> tuple[Floats, Floats | None, Mask | None]:
+        """What the KV caches cost; what isn't known costs nothing.
 
         Args:
             tokens: that are still to come, shape (n,).
-            written: tokens in a `HORIZON`; overwritten.
+            rows: of the candidates.
             c: the candidates.
+
+        Returns:
+            Tokens that a computed one evicts, weighed; room, in seconds, None for none; and whose usage isn't known,
+            None where that is of nobody or of all.
         """
-        capacity = c[CACHE_BLOCKS] * c[CACHE_BLOCK_SIZE]
-        if not _least(capacity) > 0.0:
-            capacity = np.where(capacity > 0.0, capacity, inf)
-        usage = np.fmax(c[KV_USAGE], _ZERO)
+        capacity, usage, unknown = rows[CAPACITY], c[KV_USAGE], None
         full = tokens / capacity
         full += usage
         self._short, room = None, None
-        if full[full.argmax()] >= FULLEST:
+        most = full[full.argmax()]
+        if isnan(most):  # argmax finds it first
+            unknown, usage = np.isnan(usage), np.fmax(usage, _ZERO)
+            full = tokens / capacity
+            full += usage
+            most, unknown = full[full.argmax()], None if unknown.all() else unknown
+        if most >= FULLEST:
             self._short, room = full >= _FULLEST, np.maximum(full - _ONE, _ZERO)
             room *= self._work.mean_duration
             room /= usage if _least(usage) > 0.0 else np.where(usage > 0.0, usage, inf)
             np.minimum(full, _FULLEST, out=full)
         left = _ONE - full
-        written /= capacity
+        evicted: Floats = np.divide(full, left, out=full)
+        left *= capacity
+        written = self._work.written(rows, HORIZON, c.now)
         written /= left
-        eviction: Floats = np.divide(full, left, out=full)
-        eviction += np.minimum(written, _MOST_EVICTED, out=written)
-        eviction *= self._work.traffic.repeated
-        return eviction, room
+        evicted += np.minimum(written, _MOST_EVICTED, out=written)
+        return evicted, room, unknown
 
     def _own(self, request: Request, c: Candidates) -> Floats:
         own = np.fmax(c[self._matched], _ZERO)
@@ -246,13 +247,10 @@ class WorkAheadScorer:
         prompt, streamed = request.prompt_tokens, request.body.stream
         known = prompt - _least(own)
         for slot in {pick.slots[0] for pick in decision.picks.values()}:
-            work.hold(slot)
-            index = int((c.slots == slot).argmax())
+            index = c.index(slot)
             tokens, batch = own.item(index), inflight.item(index)
-            ahead = tokens + work.pending_at(slot, c.now)
             fits = short is None or not short[index]
-            sent.append(Sent(slot, c.now, tokens, ahead, batch, prompt, streamed, fits))
-            work.charge(sent[-1], known)
+            sent.append(work.charge(Sent(slot, c.now, tokens, 0.0, batch, prompt, streamed, fits), known))
 
     def first_byte(self, request: Request, decision: Decision, now: float) -> None:
         """The prompt has been computed, if the response is streamed; or else the answer, too."""
