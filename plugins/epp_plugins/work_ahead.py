@@ -10,7 +10,7 @@ What it does
         delay    = work * arrivals * backlog / (1 - busy),    work = own * token
         eviction = work * repeated * (full / (1 - full) + min(800 s / age, 2.5))
         room     = duration * lacking / used
-        answer   = speed * answerTokens * (batch * member + held * read + step)
+        answer   = answerTokens * (batch * member + held * read + step)
 
     - `pending`: uncached tokens of the prompts that we have sent there and that aren't computed yet. A pick adds its
       own at once, so that a burst spreads. They are worked off at the rate that is believed in, and are corrected by
@@ -34,7 +34,8 @@ What it does
       what is `used` once in the mean `duration` of a request.
     - `answer`: `batch` are the requests in flight there, `held` the tokens of their prompts, which decoding reads: both
       ours by our own count, and what the engine's page has beyond that (`running`, and the KV cache in use), which is
-      believed less by the second: by 1/e after half a minute without a scrape.
+      believed less by the second: by 1/e after half a minute without a scrape. It is without `speed`: an engine that
+      takes twice as long keeps its requests twice as long, so equal batches already give it half of them.
     - `token`, `start`, `member`, `read`, `step`: seconds a token to compute, a request at all, and of a step of
       decoding a member of the batch, a token read, and a step at all. Learnt for all endpoints together by least
       squares: the first two from the times to first tokens, in responses that pass or in the engines' histograms
@@ -181,8 +182,7 @@ class WorkAheadScorer:
         backlog = float(np.add.reduce(tokens)) / len(c) * token
         delay = arrivals / len(c) * backlog / (1.0 - min(busy / len(c), BUSIEST))
         tokens += own
-        seconds += start + self._answer * step
-        seconds *= speed
+        seconds += speed * start + self._answer * step
         seconds += np.multiply(tokens, pace, out=pace)
         evicted, room, unknown = self._memory(tokens, rows, c)
         evicted *= work.traffic.repeated * token
