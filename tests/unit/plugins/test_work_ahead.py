@@ -187,21 +187,35 @@ def test_the_rate_is_learnt(responses, believed):
     assert bench.learnt["seconds_a_request"] == pytest.approx(0.01, abs=0.02)
 
 
-@pytest.mark.parametrize(("slower", "expected"), [(1.0, 1.0), (2.0, 2.0)], ids=["alike", "half as fast"])
-def test_engines_are_told_apart_beyond_chance(slower, expected):
-    """Noise of a third makes no differences between engines that are alike; one half as fast is known as such."""
-    bench, rng = Bench(4), random.Random(3)
-    for round_ in range(200):
-        index = round_ % 4
+def taught(bench, slower, rounds):
+    """The first of these endpoints takes so many times as long, by chance a third more or less."""
+    rng, count = random.Random(3), len(bench.pool.all_slots())
+    for round_ in range(rounds):
+        index = round_ % count
         tokens = rng.randint(1000, 8000)
         first, done = bench.send(index, tokens)
         bench.clock.advance(tokens / RATE * (slower if index == 0 else 1.0) * rng.uniform(0.7, 1.3))
         first()
         done()
-    speed = bench.learnt["speed_by_slot"][:4]
-    order = np.array(speed)[bench.pool.all_slots()]
-    assert order[0] / order[1:].mean() == pytest.approx(expected, rel=0.15)
-    assert order[1:].max() / order[1:].min() < 1.1
+    return np.array(bench.learnt["speed_by_slot"])[bench.pool.all_slots()]
+
+
+@pytest.mark.parametrize(("slower", "expected"), [(1.0, 1.0), (2.0, 2.0)], ids=["alike", "half as fast"])
+def test_engines_are_told_apart_beyond_chance(slower, expected):
+    """Noise of a third makes no differences between engines that are alike; one half as fast is known as such."""
+    speed = taught(Bench(4), slower, 200)
+    assert speed[0] / speed[1:].mean() == pytest.approx(expected, rel=0.15)
+    assert speed[1:].max() / speed[1:].min() < 1.1
+
+
+def test_slow_engines_get_equal_batches():
+    """Prompts take longer there; answers do, too, but equal batches are already fewer requests."""
+    bench = Bench(2, answer=1e6, inflight_requests=[10, 10])
+    assert taught(bench, 2.0, 200)[0] > 1.3
+    assert bench.points(1000)[0] == pytest.approx(1.0, abs=0.02)
+    bench = Bench(2, answer=0.0, inflight_requests=[10, 10])
+    taught(bench, 2.0, 200)
+    assert bench.points(1000)[0] == pytest.approx(0.5, abs=0.1)
 
 
 def test_decoding_is_learnt_from_pages():
