@@ -27,7 +27,20 @@ class ConfigError(EppError):
     """A configuration, a file or an argument that can't be used; the message names the place and the remedy."""
 
 
-class UnknownPlugin(ConfigError, LookupError):
+class WrongParameters(ConfigError, ValueError):
+    """Parameters of a plugin that can't be used.
+
+    Attributes:
+        faults: each thing that is wrong: its place, as keys and indices below the parameters (in a validator: below the
+            model that it belongs to), and what is wrong there.
+    """
+
+    def __init__(self, *faults: tuple[tuple[str | int, ...], str]) -> None:
+        super().__init__("; ".join(": ".join((*map(str, place), message)) for place, message in faults))
+        self.faults = faults
+
+
+class UnknownPlugin(ConfigError, LookupError, ValueError):
     """A plugin asks for another one that isn't there.
 
     Attributes:

@@ -36,6 +36,10 @@ What the loader reads off a class beside its methods, all of it optional:
 - `state()`: plain data for `/debug/plugins/state`.
 - `close()`: called once, when the configuration has been replaced and its last request has ended, or at the end.
 
+Parameters that don't go together are a ValueError of a pydantic `model_validator(mode="after")`, one for each rule: all
+of them are tried whatever else is wrong, but not those that need a field that is wrong. `WrongParameters` gives every
+fault its place; a constructor and `bind` may raise it, too.
+
 What is to outlive a change of the configuration is kept through `Context.state`.
 
 Between two awaits a decision is one synchronous step. A plugin that raises, takes too long or returns NaN, the wrong
@@ -43,17 +47,27 @@ shape or the wrong type is counted and left out; the request goes on without it.
 """
 
 import random
+import re
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from epp import formats
-from epp.errors import BadRequest, UnknownPlugin, unknown_model
+from epp.errors import BadRequest, UnknownPlugin, WrongParameters, unknown_model
 from epp.keys import (
     ACTIVE_LORAS,
     ACTIVE_MODELS,
@@ -137,6 +151,7 @@ __all__ = [
     "Filter",
     "Floats",
     "Hasher",
+    "HeaderName",
     "HeaderReader",
     "Ints",
     "Key",
@@ -154,6 +169,7 @@ __all__ = [
     "Picker",
     "PolledSource",
     "Pool",
+    "PositiveDuration",
     "PrefixIndex",
     "Producer",
     "ProfileHandler",
@@ -165,6 +181,7 @@ __all__ = [
     "Tokenizer",
     "UnknownPlugin",
     "Usage",
+    "WrongParameters",
     "formats",
     "higher_is_better",
     "lower_is_better",
@@ -172,6 +189,8 @@ __all__ = [
     "matched_tokens",
     "parse_selector",
     "pool_key",
+    "refers_to",
+    "refers_to_profile",
     "request_key",
     "unknown_model",
 ]
@@ -196,15 +215,65 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
+def _some_seconds(value: Any) -> float:
+    if (seconds := _seconds(value)) == 0:
+        raise ValueError(f"must be above 0, not {value!r}")
+    return seconds
+
+
 SHORTEST_INTERVAL = 0.05
 """Seconds; llm-d's."""
 
-Duration = Annotated[
-    float,
-    BeforeValidator(_seconds, json_schema_input_type=str),
-    PlainSerializer(lambda seconds: f"{seconds:.9g}s", when_used="json"),
-]
+_AS_TEXT = PlainSerializer(lambda seconds: f"{seconds:.9g}s", when_used="json")
+Duration = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=str), _AS_TEXT]
 """A field that is written as Go writes durations, "200ms", and read as seconds."""
+
+PositiveDuration = Annotated[float, BeforeValidator(_some_seconds, json_schema_input_type=str), _AS_TEXT]
+"""The same, above 0."""
+
+
+def _header(name: str) -> str:
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):  # RFC 9110, 5.6.2
+        raise ValueError(f"{name!r} is no header's name: write letters, digits and hyphens, such as x-session-id")
+    return name.lower()
+
+
+HeaderName = Annotated[str, AfterValidator(_header)]
+"""A field with the name of a header, in any case; it is read in lower case, as `Request.headers` has it."""
+
+
+def refers_to(kind: type, called: str, *optional: str) -> AfterValidator:
+    """For the annotation of a field with another plugin's name, of that class or protocol; "" refers to nobody.
+
+    The constructor gets the plugin by `Context.plugin`. Nobody need be called by an optional name.
+    """
+
+    def check(name: str, info: ValidationInfo) -> str:
+        if not name or not isinstance(info.context, Context):
+            return name
+        try:
+            found = info.context.plugin(name)
+        except UnknownPlugin:
+            if name in optional:
+                return name
+            raise
+        if not isinstance(found, kind):
+            raise ValueError(f'"{name}" is no {called}')
+        return name
+
+    return AfterValidator(check)
+
+
+def refers_to_profile(*optional: str) -> AfterValidator:
+    """For the annotation of a field with a profile's name; there need not be a profile of an optional one."""
+
+    def check(name: str, info: ValidationInfo) -> str:
+        profiles = info.context.profiles if isinstance(info.context, Context) else None
+        if profiles is not None and name not in (*profiles, *optional):
+            raise ValueError(f'no profile is called "{name}"; there are: {", ".join(profiles)}')
+        return name
+
+    return AfterValidator(check)
 
 
 class PageParameters(Parameters):
@@ -226,12 +295,13 @@ class PageParameters(Parameters):
     ca_cert_path: str = ""
     client_cert_path: str = ""
     client_key_path: str = ""
-    interval: Duration | None = None
+    interval: PositiveDuration | None = None
 
     @model_validator(mode="after")
     def _key_of_a_certificate(self) -> Self:
         if self.client_key_path and not self.client_cert_path:
-            raise ValueError("clientKeyPath is the key of a certificate: name that as clientCertPath")
+            message = "is the key of a certificate: name that as clientCertPath"
+            raise WrongParameters((("clientKeyPath",), message))
         return self
 
     def page(self) -> Page:
@@ -282,6 +352,7 @@ class Context:
         random: the injected source of randomness.
         pool: the pool; for producers that keep something per endpoint and must hear when a slot is void (`watch`).
         type: the plugin's type.
+        profiles: the names of the configured profiles; None where they can't be told.
         states: see `state`.
         lookup: see `plugin`.
         counters: see `counter`.
@@ -292,6 +363,7 @@ class Context:
     random: random.Random
     pool: Pool
     type: str = ""
+    profiles: Sequence[str] | None = None
     states: States = field(default_factory=States)
     lookup: Callable[[str], Any] = _nobody
     counters: Callable[[str, Mapping[str, str]], Counter] = _uncounted

@@ -4,12 +4,17 @@ A plugin's `reads` are the keys that it reads, a producer's or fetcher's `writes
 producer, which is the name of a plugin instance; a key without one belongs to the mechanism.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
+
+from pydantic import BaseModel
 
 from epp.keys import Key
 from epp.settings.instances import Instance, Instances
-from epp.settings.problems import Report, listed, suggestion
+from epp.settings.problems import Path, Report, listed, suggestion
+
+_GIVING = ("producer", "fetcher", "extractor")
+"""Kinds of plugins that are added where something that they give is read."""
 
 
 def resolve_producers(
@@ -44,19 +49,28 @@ def check_named(instances: Instances, report: Report) -> None:
     Those whose keys are read are `resolve_producers`' business; what they write may be the mechanism's own here.
     """
     for instance in list(instances.by_name.values()):
-        if instance.plugin is None or instance.parameters is None:
-            continue
         read = {key.producer for key in _keys(instance, "reads", report)}
-        for field, name in instance.parameters:
-            if field.endswith("producer_name") and isinstance(name, str) and name not in {"", *read}:
-                _check_name(name, instance, instances, report)
+        for place, name in _producers_in(instance.effective):
+            if name not in {"", *read} and not instances.obtainable(name, *_GIVING):
+                what = "not configured" if instances.known(name) else "neither configured nor a known type"
+                hint = suggestion(name, instances.able(*_GIVING))
+                message = f'{instance.title} names the producer "{name}", which is {what}{hint}'
+                report.error((*instance.path, "parameters", *place), message)
 
 
-def _check_name(name: str, instance: Instance, instances: Instances, report: Report) -> None:
-    if not instances.known(name):
-        hint = suggestion(name, instances.able("producer", "fetcher"))
-        why = f'names the producer "{name}", which is neither configured nor a known type{hint}'
-        report.error(instance.place_of(name), f"{instance.title} {why}")
+def _producers_in(parameters: BaseModel | None) -> Iterator[tuple[Path, str]]:
+    """The names of producers, by the names of the fields, with their places."""
+    if parameters is None:
+        return
+    for field, value in parameters:
+        key = type(parameters).model_fields[field].alias or field
+        if isinstance(value, str) and (field == "producer" or field.endswith("producer_name")):
+            yield (key,), value
+        several = isinstance(value, tuple)
+        for index, inner in enumerate(value if several else (value,)):
+            if isinstance(inner, BaseModel):
+                above = (key, index) if several else (key,)
+                yield from (((*above, *place), name) for place, name in _producers_in(inner))
 
 
 def _ordered(producers: list[Instance], graph: dict[Instance, list[Instance]], report: Report) -> list[Instance]:

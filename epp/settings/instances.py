@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from epp.errors import ConfigError, UnknownPlugin
-from epp.plugin import Context, Plugged
+from epp.plugin import Context, Parameters, Plugged
 from epp.settings.building import Built, build, place_of
 from epp.settings.catalogue import ALIASES
 from epp.settings.migrations import DIVIDED
@@ -32,7 +32,7 @@ class Instance:
         type: as Router and show have it, a deprecated alias replaced.
         kinds: what it is, by its methods or, for types without any, by its own word.
         plugin: the object; None if it could not be made; without the parameters that have faults where some have.
-        parameters: with their defaults; None for a class without.
+        parameters: with their defaults, those that are right; None for a class without.
         raw: the parameters as they were written.
         path: where it stands; () for an injected one.
         label: stands before its name in the router, and so in metrics and explanations.
@@ -79,6 +79,12 @@ class Instance:
         found = place_of(name, self.raw) if self.path else None
         return (*self.path, "parameters", *found) if found else self.path
 
+    @property
+    def effective(self) -> BaseModel | None:
+        """The parameters as they count; without a plugin, those that are right."""
+        whole = self.plugin is not None
+        return self.parameters.effective() if whole and isinstance(self.parameters, Parameters) else self.parameters
+
     def plugged(self) -> Plugged:
         """For the router; the same one each time."""
         return self._plugged
@@ -112,10 +118,22 @@ class Instances:
         broken: the names of those that could not.
         incomplete: whether there are such, or some whose name can't be told.
         asked_for: those that other plugins have asked for, by name.
+
+    Args:
+        registry: where types are looked up.
+        folder: what files are relative to.
+        context: makes the context of an instance from its name.
+        report: takes what is wrong.
+        profiles: the names of the scheduling profiles.
     """
 
     def __init__(
-        self, registry: Registry, folder: FilePath | None, context: Callable[[str], Context], report: Report
+        self,
+        registry: Registry,
+        folder: FilePath | None,
+        context: Callable[[str], Context],
+        report: Report,
+        profiles: Sequence[str],
     ) -> None:
         self.by_name: dict[str, Instance] = {}
         self.broken: set[str] = {BROKEN}
@@ -129,15 +147,17 @@ class Instances:
         self._folder = folder
         self._context = context
         self._report = report
+        self._profiles = None if BROKEN in profiles else profiles
         self._label = ""
 
-    def beside(self, label: str) -> "Instances":
+    def beside(self, label: str, profiles: Sequence[str]) -> "Instances":
         """Another set of instances, made as they are asked for by name, of the same entries as these.
 
         They are kept apart: they share no state, no randomness and no counters with these.
 
         Args:
             label: stands before their names in the router.
+            profiles: the names of the profiles that they are for.
         """
 
         def context(name: str) -> Context:
@@ -145,7 +165,7 @@ class Instances:
             states = Apart(own.states, label)
             return Context(name, own.now, Random(own.random.getrandbits(64)), own.pool, states=states)
 
-        other = Instances(self._registry, self._folder, context, self._report)
+        other = Instances(self._registry, self._folder, context, self._report, profiles)
         other._reserve = {name: _Entry(entry.spec, entry.path) for name, entry in self._named.items()}
         other._label = label
         return other
@@ -245,6 +265,15 @@ class Instances:
         """Whether an instance or a registered type has that name."""
         return name in self.by_name or name in self._registry or name in self._reserve or self._excused(name)
 
+    def obtainable(self, name: str, *kinds: str) -> bool:
+        """Whether an instance has that name, or a registered type of one of the kinds."""
+        if name in self.by_name or name in self._reserve or self._excused(name):
+            return True
+        try:
+            return not set(kinds).isdisjoint(self.kinds_of(name))
+        except ConfigError:  # who asks for it is told
+            return True
+
     def kinds_of(self, type_name: str) -> tuple[str, ...]:
         """What a registered type is, without an instance of it; () for one that isn't registered."""
         return self._registry.find(type_name).kinds if type_name in self._registry else ()
@@ -331,6 +360,7 @@ class Instances:
     def _build(self, found: PluginClass, spec: PluginSpec, below: Path, path: Path) -> Instance:
         name = spec.name or (found.name if is_file(spec.type) else spec.type)
         built = build(found.cls, spec.parameters, self._context_of(name, found.type), name)
+        self._report.respelt |= {(*below, *new): (*below, *old) for new, old in built.respelt.items()}
         for at, message in built.faults:
             self._report.error((*below, *at), message)
         if not built.faults and built.plugin is not None:
@@ -342,7 +372,7 @@ class Instances:
         )
 
     def _context_of(self, name: str, type_name: str) -> Context:
-        return replace(self._context(name), type=type_name, lookup=self.look_up)
+        return replace(self._context(name), type=type_name, lookup=self.look_up, profiles=self._profiles)
 
     def _warn_of_deprecated(self, value: Any, below: Path) -> None:
         if isinstance(value, tuple):

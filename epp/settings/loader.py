@@ -20,7 +20,7 @@ from epp.settings.instances import Instance, Instances
 from epp.settings.migrations import migrated
 from epp.settings.models import API_VERSION, DEPRECATED_API_VERSION, EndpointPickerConfig, FlowControl
 from epp.settings.problems import InvalidConfig, Path, Problem, Report, listed, place
-from epp.settings.profiles import resolve_handler, resolve_profiles
+from epp.settings.profiles import profile_names, resolve_handler, resolve_profiles
 from epp.settings.registry import Registry
 from epp.settings.sections import check_feature_gates, check_flow_control, complete_flow_control
 from epp.settings.shadow import resolve_shadow
@@ -105,7 +105,8 @@ def build(
     resolved = None
     if config is not None:
         _warn_of_deprecated(config, report)
-        resolved = _resolve(config, Instances(registry, folder, context, report), document, report)
+        profiles = profile_names(config.scheduling_profiles)
+        resolved = _resolve(config, Instances(registry, folder, context, report, profiles), document, report)
     if report.errors or resolved is None:
         raise InvalidConfig(document.origin, [_problem(document, report, *error) for error in report.errors])
     return resolved

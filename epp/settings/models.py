@@ -205,12 +205,12 @@ def keys_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
         if found is None or isinstance(step, int):
             continue
         by_key = {field.alias or name: field.annotation for name, field in found.model_fields.items()}
-        found = _model_in(by_key.get(str(step)))
+        found = model_in(by_key.get(str(step)))
     return [field.alias or name for name, field in found.model_fields.items()] if found else []
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[BaseModel] | None:
     """The model inside an annotation such as `tuple[Model, ...]` or `Model | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((model for inner in get_args(annotation) if (model := _model_in(inner))), None)
+    return next((model for inner in get_args(annotation) if (model := model_in(inner))), None)

@@ -9,6 +9,9 @@ from epp.errors import ConfigError
 Path = tuple[str | int, ...]
 """Where something stands in a configuration, such as ("schedulingProfiles", 0, "plugins", 2, "weight")."""
 
+Fault = tuple[Path, str]
+"""A place, and what is wrong there."""
+
 BROKEN = "\0"
 """Stands for a name or a type that can't be read, which the report has told of; no text in YAML has this character."""
 

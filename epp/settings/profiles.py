@@ -9,8 +9,14 @@ from epp.settings.problems import BROKEN, Path, Report, listed
 
 DEFAULT_PICKER = "max-score-picker"
 DEFAULT_HANDLER = "single-profile-handler"
+DEFAULT_PROFILE = "default"
 _HUGE = 1000.0
 _ROLES = ("filter", "scorer", "picker")
+
+
+def profile_names(specs: Sequence[ProfileSpec]) -> tuple[str, ...]:
+    """What the profiles will be called."""
+    return tuple(spec.name for spec in specs) or (DEFAULT_PROFILE,)
 
 
 def resolve_profiles(
@@ -45,8 +51,8 @@ def resolve_handler(profiles: Sequence[str], instances: Instances, report: Repor
         try:
             bind(tuple(profiles))
         except ValueError as error:
-            if not found[0].built.follows(str(error)):
-                report.error(found[0].path, str(error))
+            for place, message in found[0].built.told(error):
+                report.error((*found[0].path, "parameters", *place) if place else found[0].path, message)
         for remark in getattr(found[0].plugin, "remarks", ()):
             report.warning((*found[0].path, "parameters"), str(remark))
     return found[0]
@@ -62,7 +68,7 @@ def _default(instances: Instances) -> ProfileSpec:
     """The profile without `schedulingProfiles`: every configured filter, scorer and picker in file order, weight 1."""
     members = [i for i in instances.by_name.values() if any(i.is_a(role) for role in _ROLES)]
     return ProfileSpec(
-        name="default", plugins=tuple(ProfilePlugin.model_validate({"pluginRef": i.name}) for i in members)
+        name=DEFAULT_PROFILE, plugins=tuple(ProfilePlugin.model_validate({"pluginRef": i.name}) for i in members)
     )
 
 

@@ -50,23 +50,14 @@ class Repair:
         told = [fault for fault in faults if not any(within(fault["loc"], place) for place in self.replaced)]
         for fault in faults:
             if fault["type"] == "extra_forbidden":
-                self._respell(fault)
+                self.respelt |= respell(self.value, fault, EndpointPickerConfig)
             else:
                 self._fill(fault)
         return told
 
-    def _respell(self, fault: ErrorDetails) -> None:
-        *above, key = fault["loc"]
-        parent, place = _at(self.value, above), meant(fault, EndpointPickerConfig)
-        if isinstance(parent, dict):
-            wrong = parent.pop(str(key), None)
-            if place is not None and place[-1] not in parent:
-                parent[str(place[-1])] = wrong
-                self.respelt[place] = fault["loc"]
-
     def _fill(self, fault: ErrorDetails) -> None:
         *above, key = place = fault["loc"]
-        parent = _at(self.value, above)
+        parent = stands_at(self.value, above)
         if isinstance(parent, list) and isinstance(key, int):
             item = BROKEN if fault["type"] == "string_type" else {}
             parent[key] = _LISTS["plugins"][0] if place[:-1] in _PLUGINS else item
@@ -86,6 +77,17 @@ class Repair:
             parent[key] = _FILLED[key]
 
 
+def respell(value: dict[str, Any], fault: ErrorDetails, model: type[BaseModel]) -> dict[Path, Path]:
+    """Puts the value of an unknown key under the one that is meant, or away; the new place, with the one it had."""
+    *above, key = fault["loc"]
+    parent, place = stands_at(value, above), meant(fault, model)
+    wrong = parent.pop(str(key), None)
+    if place is None or place[-1] in parent:
+        return {}
+    parent[str(place[-1])] = wrong
+    return {place: fault["loc"]}
+
+
 def meant(fault: ErrorDetails, model: type[BaseModel]) -> Path | None:
     """Of an unknown key the place of the known one that it is most like; None if there is none."""
     if fault["type"] != "extra_forbidden":
@@ -97,7 +99,8 @@ def meant(fault: ErrorDetails, model: type[BaseModel]) -> Path | None:
     return (*above, spelt) if spelt else None
 
 
-def _at(value: Any, path: Sequence[str | int]) -> Any:
+def stands_at(value: Any, path: Sequence[str | int]) -> Any:
+    """What stands at a place of a value; or as near to it as there is something."""
     for step in path:
         if isinstance(value, dict):
             value = value.get(str(step))

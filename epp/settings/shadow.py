@@ -12,7 +12,7 @@ from epp.settings.instances import Instances
 from epp.settings.migrations import migrated
 from epp.settings.models import Shadow
 from epp.settings.problems import Path, Report
-from epp.settings.profiles import resolve_handler, resolve_profiles
+from epp.settings.profiles import profile_names, resolve_handler, resolve_profiles
 
 AT: Path = ("shadow",)
 LABEL = "shadow/"
@@ -33,7 +33,7 @@ def resolve_shadow(
     """
     if not section.scheduling_profiles:
         report.error((*AT, "schedulingProfiles"), "is empty: a shadow needs a profile")
-    own = instances.beside(LABEL)
+    own = instances.beside(LABEL, profile_names(section.scheduling_profiles))
     own.configure(migrated(section.plugins, report, AT))
     found, members = resolve_profiles(section.scheduling_profiles, own, report, AT)
     if set(found) == set(profiles) and not own.of("profile handler"):

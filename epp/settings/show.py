@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from epp.plugin import Parameters, Profile
+from epp.plugin import Profile
 from epp.settings.instances import Instance
 from epp.settings.loader import Resolved
 from epp.settings.models import API_VERSION, KIND, DataLayer
@@ -55,8 +55,8 @@ def _shadow(resolved: Resolved) -> dict[str, Any]:
 
 def _plugin(instance: Instance) -> dict[str, Any]:
     parameters = instance.raw
-    if instance.parameters is not None:
-        found = instance.parameters.effective() if isinstance(instance.parameters, Parameters) else instance.parameters
+    found = instance.effective
+    if found is not None:
         fields, given = type(found).model_fields, found.model_fields_set
         old = {name for name, info in fields.items() if info.deprecated and name not in given}
         parameters = found.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=old)

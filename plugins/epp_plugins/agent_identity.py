@@ -32,14 +32,10 @@ Where it departs from llm-d, and why
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Final
-
-from pydantic import StringConstraints
+from typing import Final
 
 import epp.plugin
-from epp.plugin import Context
-
-HeaderName = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+from epp.plugin import Context, HeaderName
 
 HEADERS: Final = ("x-claude-code-session-id", "x-session-affinity", "session-id", "session_id")
 

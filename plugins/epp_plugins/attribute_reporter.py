@@ -51,9 +51,9 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from math import isfinite
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
 import epp.plugin
 from epp.plugin import Decision, Outcome, Request, Usage
@@ -286,15 +286,8 @@ class Attribute(epp.plugin.Parameters):
     """One entry of `attributes`."""
 
     key: MetadataKey
-    expression: str = Field(min_length=1)
-    condition: str = ""
-
-    @model_validator(mode="after")
-    def _readable(self) -> "Attribute":
-        Expression(self.expression, "number")
-        if self.condition:
-            Expression(self.condition, "truth")
-        return self
+    expression: Annotated[str, Field(min_length=1), AfterValidator(lambda text: Expression(text, "number") and text)]
+    condition: Annotated[str, AfterValidator(lambda text: Expression(text or "true", "truth") and text)] = ""
 
 
 class RequestAttributeReporter:

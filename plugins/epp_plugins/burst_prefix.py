@@ -60,10 +60,10 @@ Where it departs from llm-d, and why
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 import epp.plugin
 from epp.plugin import (
@@ -76,6 +76,7 @@ from epp.plugin import (
     Hasher,
     Key,
     Request,
+    WrongParameters,
     matchable_tokens,
     matched_tokens,
 )
@@ -85,23 +86,31 @@ PATIENCE = 0.4
 """Seconds beyond the window that a request waits for its place."""
 
 
+def _limit(limit: int) -> int:
+    if limit < -1 or limit == 0:
+        raise ValueError(f"must be above 0, or -1 for no limit, not {limit}")
+    return limit
+
+
+Limit = Annotated[int, AfterValidator(_limit)]
+
+
 class BurstParameters(epp.plugin.Parameters):
     """See the module's manual."""
 
     window_duration_ms: int = Field(default=100, ge=1, le=10_000)
-    max_per_replica: int = Field(default=-1, ge=-1)
+    max_per_replica: Limit = -1
     block_size_tokens: int = Field(default=64, gt=0)
     max_prefix_tokens_to_match: int = Field(default=0, ge=0)
     min_colocate_blocks: int = Field(default=0, ge=0)
-    max_batch_size: int = Field(default=1000, ge=-1)
+    max_batch_size: Limit = 1000
     balance_by: Literal["requests", "tokens"] = "requests"
 
     @model_validator(mode="after")
     def _fits(self) -> "BurstParameters":
-        if self.max_per_replica == 0 or self.max_batch_size == 0:
-            raise ValueError("maxPerReplica and maxBatchSize are above 0, or -1 for no limit")
         if 0 < self.max_prefix_tokens_to_match < self.block_size_tokens:
-            raise ValueError("maxPrefixTokensToMatch is 0, or at least blockSizeTokens: else no block is looked at")
+            message = "must be 0, or at least blockSizeTokens: else no block is looked at"
+            raise WrongParameters((("maxPrefixTokensToMatch",), message))
         return self
 
     @property

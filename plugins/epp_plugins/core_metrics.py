@@ -61,7 +61,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 import epp.plugin
-from epp.plugin import ENGINE_LABELS, ENGINES, Context, EngineMetrics, Extraction, parse_selector
+from epp.plugin import ENGINE_LABELS, ENGINES, Context, EngineMetrics, Extraction, WrongParameters, parse_selector
 
 
 def _selector(text: str) -> str:
@@ -122,17 +122,22 @@ class ExtractorParameters(epp.plugin.Parameters):
 
     @model_validator(mode="after")
     def _names(self) -> "ExtractorParameters":
-        names = [engine.name for engine in self.engine_configs]
-        wrong = []
-        if "default" in names:
-            wrong.append('an engine can\'t be called "default": defaultEngine names the one that is')
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            wrong.append(f"engineConfigs has two engines called {', '.join(twice)}")
-        known = dict.fromkeys((*names, *ENGINES))
-        if self.default_engine not in known:
-            wrong.append(f'defaultEngine "{self.default_engine}" is none of {", ".join(known)}')
+        names = ["default", *(getattr(engine, "name", None) for engine in self.engine_configs)]  # None for a wrong one
+        said = {"default": 'no engine can be called "default": defaultEngine names the one that is'}
+        wrong = [
+            (("engineConfigs", index, "name"), said.get(name, f'an engine above is called "{name}" already'))
+            for index, name in enumerate(names[1:])
+            if name is not None and name in names[: index + 1]
+        ]
         if wrong:
-            raise ValueError("\n".join(wrong))
+            raise WrongParameters(*wrong)
+        return self
+
+    @model_validator(mode="after")
+    def _default(self) -> "ExtractorParameters":
+        known = dict.fromkeys((*(engine.name for engine in self.engine_configs), *ENGINES))
+        if self.default_engine not in known:
+            raise WrongParameters((("defaultEngine",), f'"{self.default_engine}" is none of {", ".join(known)}'))
         return self
 
 

@@ -38,7 +38,7 @@ from typing import Self
 from pydantic import Field
 
 import epp.plugin
-from epp.plugin import Decision, Request, Run
+from epp.plugin import Decision, Request, Run, WrongParameters
 
 HEADER = "x-data-parallel-host-port"
 
@@ -75,12 +75,11 @@ class DataParallelProfileHandler:
         """Takes the names of the configured profiles.
 
         Raises:
-            ValueError: it is not exactly one.
+            WrongParameters: it is not exactly one.
         """
         if len(profiles) != 1:
-            raise ValueError(
-                f"data-parallel-profile-handler runs exactly one profile, there are: {', '.join(profiles)}"
-            )
+            message = f"data-parallel-profile-handler runs exactly one profile, there are: {', '.join(profiles)}"
+            raise WrongParameters(((), message))
         self._profile = profiles[0]
 
     def decide(self, request: Request, run: Run) -> str:

@@ -66,7 +66,18 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 import epp.plugin
-from epp.plugin import Candidates, Context, Decider, Decision, Pick, Request, Run
+from epp.plugin import (
+    Candidates,
+    Context,
+    Decider,
+    Decision,
+    Pick,
+    Request,
+    Run,
+    WrongParameters,
+    refers_to,
+    refers_to_profile,
+)
 
 PREFILLER: Final = "x-prefiller-host-port"
 ENCODERS: Final = "x-encoder-hosts-ports"
@@ -87,19 +98,25 @@ def _order(value: Any) -> str:
     return found
 
 
+DecodeName = Annotated[str, refers_to_profile("decode")]
+PrefillName = Annotated[str, refers_to_profile("prefill", "")]
+EncodeName = Annotated[str, refers_to_profile("encode", "")]
+DeciderName = Annotated[str, refers_to(Decider, "decider: it has no method disaggregate")]
+
+
 class Profiles(epp.plugin.Parameters):
     """`profiles`: the profiles' names."""
 
-    decode: str = "decode"
-    prefill: str = "prefill"
-    encode: str = "encode"
+    decode: DecodeName = "decode"
+    prefill: PrefillName = "prefill"
+    encode: EncodeName = "encode"
 
 
 class Deciders(epp.plugin.Parameters):
     """`deciders`: the plugins' names."""
 
-    prefill: str = ""
-    encode: str = ""
+    prefill: DeciderName = ""
+    encode: DeciderName = ""
 
 
 _OLD_PROFILES = {"decode_profile": "decode", "prefill_profile": "prefill", "encode_profile": "encode"}
@@ -116,21 +133,32 @@ class DisaggParameters(epp.plugin.Parameters):
     stage_order: Annotated[str, BeforeValidator(_order, json_schema_input_type=str)] = "decode-first"
     profiles: Profiles = Profiles()
     deciders: Deciders = Deciders()
-    decode_profile: str | None = Field(default=None, deprecated='write "profiles.decode"')
-    prefill_profile: str | None = Field(default=None, deprecated='write "profiles.prefill"')
-    encode_profile: str | None = Field(default=None, deprecated='write "profiles.encode"')
-    prefill_decider_plugin_name: str | None = Field(default=None, deprecated='write "deciders.prefill"')
-    encode_decider_plugin_name: str | None = Field(default=None, deprecated='write "deciders.encode"')
-    decider_plugin_name: str | None = Field(default=None, deprecated='write "deciders.prefill"')
+    decode_profile: DecodeName | None = Field(default=None, deprecated='write "profiles.decode"')
+    prefill_profile: PrefillName | None = Field(default=None, deprecated='write "profiles.prefill"')
+    encode_profile: EncodeName | None = Field(default=None, deprecated='write "profiles.encode"')
+    prefill_decider_plugin_name: DeciderName | None = Field(default=None, deprecated='write "deciders.prefill"')
+    encode_decider_plugin_name: DeciderName | None = Field(default=None, deprecated='write "deciders.encode"')
+    decider_plugin_name: DeciderName | None = Field(default=None, deprecated='write "deciders.prefill"')
 
     @model_validator(mode="after")
-    def _fits(self) -> "DisaggParameters":
-        old = self.model_fields_set & (_OLD_PROFILES.keys() | _OLD_DECIDERS.keys())
+    def _one_spelling(self) -> "DisaggParameters":
+        old = [name for name in (*_OLD_PROFILES, *_OLD_DECIDERS) if name in self.model_fields_set]
         if old and self.model_fields_set & {"profiles", "deciders"}:
-            raise ValueError("the deprecated flat parameters can't stand beside profiles and deciders")
-        if self.stage_order == "prefill-first" and self.stages[1].prefill:
-            raise ValueError("deciders.prefill has no place in prefill-first, where the prefill profile always runs")
+            message = "is deprecated, and can't stand beside profiles and deciders"
+            raise WrongParameters(*(((_key(name),), message) for name in old))
         return self
+
+    @model_validator(mode="after")
+    def _fits_the_order(self) -> "DisaggParameters":
+        if self.stage_order == "prefill-first" and self.stages[1].prefill:
+            message = "has no place in prefill-first, where the prefill profile always runs"
+            raise WrongParameters((self.place(_OLD_DECIDERS, "deciders", "prefill"), message))
+        return self
+
+    def place(self, old: Mapping[str, str], section: str, stage: str) -> tuple[str, ...]:
+        """Where it is written, or should be."""
+        flat = [name for name, new in old.items() if new == stage and name in self.model_fields_set]
+        return (_key(flat[-1]),) if flat else (section, stage)
 
     @model_serializer
     def _current(self) -> dict[str, Any]:
@@ -151,6 +179,10 @@ class DisaggParameters(epp.plugin.Parameters):
         return self.profiles.model_copy(update=profiles), self.deciders.model_copy(update=deciders)
 
 
+def _key(name: str) -> str:
+    return DisaggParameters.model_fields[name].alias or name
+
+
 class DisaggProfileHandler:
     """Runs the profiles for decoding, prefill and encoding as deciders say."""
 
@@ -160,10 +192,11 @@ class DisaggProfileHandler:
 
     def __init__(self, parameters: DisaggParameters, context: Context) -> None:
         self._names, deciders = parameters.stages
+        self._parameters = parameters
         self.encodes = (self._names.encode,)
         self._prefill_first = parameters.stage_order == "prefill-first"
-        self._prefill_decider = _decider(context, deciders.prefill)
-        self._encode_decider = _decider(context, deciders.encode)
+        self._prefill_decider: Decider | None = context.plugin(deciders.prefill) if deciders.prefill else None
+        self._encode_decider: Decider | None = context.plugin(deciders.encode) if deciders.encode else None
         self._prefills = self._encodes = False
         self._context = context
 
@@ -171,12 +204,11 @@ class DisaggProfileHandler:
         """Takes the names of the configured profiles.
 
         Raises:
-            ValueError: there is none for decoding.
+            WrongParameters: there is none for decoding.
         """
         if self._names.decode not in profiles:
-            raise ValueError(
-                f'profile "{self._names.decode}", for decoding, is needed; there are: {", ".join(profiles)}'
-            )
+            message = f'profile "{self._names.decode}", for decoding, is needed; there are: {", ".join(profiles)}'
+            raise WrongParameters((self._parameters.place(_OLD_PROFILES, "profiles", "decode"), message))
         self._prefills, self._encodes = self._names.prefill in profiles, self._names.encode in profiles
 
     def decide(self, request: Request, run: Run) -> str:
@@ -221,15 +253,6 @@ class DisaggProfileHandler:
         if encode := picks.get(self._names.encode):
             headers[ENCODERS] = encode.destination
         return headers
-
-
-def _decider(context: Context, name: str) -> Decider | None:
-    if not name:
-        return None
-    found = context.plugin(name)
-    if not isinstance(found, Decider):
-        raise ValueError(f'"{name}" is no decider: it has no method disaggregate')
-    return found
 
 
 def _wants(decider: Decider | None, request: Request, pick: Pick | None, c: Candidates) -> bool:

@@ -65,7 +65,7 @@ Where it departs from llm-d, and why
 
 import operator
 from collections.abc import Callable
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
@@ -78,9 +78,9 @@ from epp.plugin import (
     WAITING,
     Candidates,
     Floats,
-    Key,
     Mask,
     Request,
+    WrongParameters,
     higher_is_better,
     lower_is_better,
 )
@@ -96,23 +96,21 @@ _OPERATORS: Final[dict[str, Callable[[Floats, float], Any]]] = {
 _LOAD = frozenset({WAITING, RUNNING, KV_USAGE, GPU_UTILIZATION})
 
 
-def _key(name: str, producer: str | None) -> Key:
-    """The attribute's column.
+def _of(name: str, producer: str | None) -> tuple[str, str]:
+    """The attribute's name and its producer's.
 
     A name with a slash names its producer itself, as it had to before there was `producer`.
     """
-    if producer is None and "/" not in name:
-        producer = CORE_METRICS_EXTRACTOR
     if not producer and "/" in name:
         name, _, producer = name.rpartition("/")
-    return attribute(name, producer or "")
+    return name, CORE_METRICS_EXTRACTOR if producer is None else producer
 
 
 def _remarks(name: str, producer: str | None) -> tuple[str, ...]:
     """What is old about the spelling."""
     if producer is not None or "/" not in name:
         return ()
-    short, _, named = name.rpartition("/")
+    short, named = _of(name, producer)
     return (
         f'"{name}" names its producer after a slash, which is deprecated: write "{short}", and "{named}" as producer',
     )
@@ -155,9 +153,14 @@ class EndpointAttributeFilter:
         fallback_on_empty: bool = False
         algorithm: Comparison
 
+        def effective(self) -> Self:
+            """With the producer under its own key."""
+            name, producer = _of(self.attribute, self.producer)
+            return self.model_copy(update={"attribute": name, "producer": producer})
+
     def __init__(self, parameters: Parameters) -> None:
         threshold = parameters.algorithm.threshold
-        self._key = _key(parameters.attribute, parameters.producer)
+        self._key = attribute(*_of(parameters.attribute, parameters.producer))
         self.remarks = _remarks(parameters.attribute, parameters.producer)
         self._holds, self._value = _OPERATORS[threshold.operator], threshold.value
         self._passes = parameters.on_missing == "Pass"
@@ -180,7 +183,7 @@ class FixedRange(epp.plugin.Parameters):
     @model_validator(mode="after")
     def _some(self) -> "FixedRange":
         if not self.min < self.max:
-            raise ValueError(f"min must be below max: {self.min:g} and {self.max:g}")
+            raise WrongParameters((("min",), f"must be below max: {self.min:g} and {self.max:g}"))
         return self
 
 
@@ -196,8 +199,8 @@ class Normalization(epp.plugin.Parameters):
 
     @model_validator(mode="after")
     def _one(self) -> "Normalization":
-        if (self.fixed_range is None) == (self.adaptive_range is None):
-            raise ValueError("either fixedRange or adaptiveRange")
+        if len(self.model_fields_set) != 1:
+            raise ValueError("needs either fixedRange or adaptiveRange")
         return self
 
 
@@ -220,8 +223,13 @@ class EndpointAttributeScorer:
         producer: str | None = None
         algorithm: Linear
 
+        def effective(self) -> Self:
+            """With the producer under its own key."""
+            name, producer = _of(self.attribute_key, self.producer)
+            return self.model_copy(update={"attribute_key": name, "producer": producer})
+
     def __init__(self, parameters: Parameters) -> None:
-        self._key = _key(parameters.attribute_key, parameters.producer)
+        self._key = attribute(*_of(parameters.attribute_key, parameters.producer))
         self.remarks = _remarks(parameters.attribute_key, parameters.producer)
         self._lower = parameters.algorithm.type == "linear_lower_is_better"
         self._range = parameters.algorithm.normalization.fixed_range

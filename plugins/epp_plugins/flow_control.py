@@ -64,6 +64,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 import epp.plugin
+from epp.plugin import WrongParameters
 
 WHY = "has no effect yet: flow control is not enabled"
 
@@ -146,7 +147,8 @@ class HoldbackParameters(epp.plugin.Parameters):
     @model_validator(mode="after")
     def _ordered(self) -> "HoldbackParameters":
         if self.min_ceiling > self.max_ceiling:
-            raise ValueError(f"minCeiling is above maxCeiling: {self.min_ceiling:g} and {self.max_ceiling:g}")
+            message = f"must not be above maxCeiling: {self.min_ceiling:g} and {self.max_ceiling:g}"
+            raise WrongParameters((("minCeiling",), message))
         return self
 
 

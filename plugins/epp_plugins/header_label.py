@@ -33,7 +33,7 @@ import numpy as np
 from pydantic import Field
 
 import epp.plugin
-from epp.plugin import Candidates, Floats, Request
+from epp.plugin import Candidates, Floats, HeaderName, Request
 
 
 class HeaderLabelAffinityScorer:
@@ -44,11 +44,11 @@ class HeaderLabelAffinityScorer:
     class Parameters(epp.plugin.Parameters):
         """See the module's manual."""
 
-        header_name: str = Field(min_length=1)
+        header_name: HeaderName
         label_key: str = Field(min_length=1)
 
     def __init__(self, parameters: Parameters) -> None:
-        self._header = parameters.header_name.lower()
+        self._header = parameters.header_name
         self._label = parameters.label_key
 
     def score(self, request: Request, c: Candidates) -> Floats:

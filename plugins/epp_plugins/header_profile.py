@@ -38,13 +38,13 @@ Where it departs from llm-d, and why
 """
 
 import epp.plugin
-from epp.plugin import BadRequest, Request, Run
+from epp.plugin import BadRequest, HeaderName, Request, Run
 
 
 class HeaderProfileParameters(epp.plugin.Parameters):
     """See the module's manual."""
 
-    header_name: str = "EPP-Profile"
+    header_name: HeaderName = "EPP-Profile"
     default_profile: str = "decode"
 
 

@@ -62,7 +62,7 @@ import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
 import epp.plugin
-from epp.plugin import Candidates, Mask, Pool, Request
+from epp.plugin import Candidates, Mask, Pool, Request, WrongParameters
 
 Labels = Mapping[str, str]
 
@@ -99,9 +99,9 @@ class Requirement(epp.plugin.Parameters):
     @model_validator(mode="after")
     def _values_fit(self) -> "Requirement":
         if self.operator in {"In", "NotIn"} and not self.values:
-            raise ValueError(f"values must not be empty with the operator {self.operator}")
+            raise WrongParameters((("values",), f"must not be empty with the operator {self.operator}"))
         if self.operator in {"Exists", "DoesNotExist"} and self.values:
-            raise ValueError(f"values must be empty with the operator {self.operator}")
+            raise WrongParameters((("values",), f"must be empty with the operator {self.operator}"))
         return self
 
     def met_by(self, labels: Labels) -> bool:
@@ -167,7 +167,7 @@ class ByLabel:
         @model_validator(mode="after")
         def _selects_somebody(self) -> "ByLabel.Parameters":
             if not self.valid_values and not self.allows_no_label:
-                raise ValueError("validValues must not be empty unless allowsNoLabel is true")
+                raise WrongParameters((("validValues",), "must not be empty unless allowsNoLabel is true"))
             return self
 
     def __init__(self, parameters: Parameters) -> None:

@@ -54,7 +54,7 @@ Where it departs from llm-d, and why
 
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -69,7 +69,10 @@ from epp.plugin import (
     Request,
     Run,
     UnknownPlugin,
+    WrongParameters,
     matched_tokens,
+    refers_to,
+    refers_to_profile,
 )
 
 METRIC: Final = "llm_d_epp_pd_decision_total"
@@ -80,9 +83,9 @@ DECIDER: Final = "prefix-based-pd-decider"
 class PdParameters(epp.plugin.Parameters):
     """See the module's manual."""
 
-    decode_profile: str = "decode"
-    prefill_profile: str = "prefill"
-    decider_plugin_name: str | None = None
+    decode_profile: Annotated[str, refers_to_profile("decode")] = "decode"
+    prefill_profile: Annotated[str, refers_to_profile("prefill")] = "prefill"
+    decider_plugin_name: Annotated[str, refers_to(Decider, "decider: it has no method disaggregate")] | None = None
     primary_port: int = Field(default=0, ge=0, le=65535)
     prefix_match_info_producer_name: str = APPROX_PREFIX_PRODUCER
     threshold: int = Field(default=0, ge=0, deprecated='write "deciderPluginName", with a decider')
@@ -112,10 +115,11 @@ class PdProfileHandler:
         """Takes the names of the configured profiles.
 
         Raises:
-            ValueError: there is none for decoding.
+            WrongParameters: there is none for decoding.
         """
         if self._decode not in profiles:
-            raise ValueError(f'profile "{self._decode}", for decoding, is needed; there are: {", ".join(profiles)}')
+            message = f'profile "{self._decode}", for decoding, is needed; there are: {", ".join(profiles)}'
+            raise WrongParameters((("decodeProfile",), message))
         self._prefills = self._prefill in profiles
 
     def decide(self, request: Request, run: Run) -> str:
@@ -149,13 +153,9 @@ def _decider(parameters: PdParameters, context: Context) -> Decider | None:
     if "threshold" in parameters.model_fields_set:
         return None
     try:
-        found = context.plugin(parameters.decider_plugin_name or DECIDER)
-    except UnknownPlugin:
-        if parameters.decider_plugin_name is not None:
-            raise
+        found: Decider = context.plugin(parameters.decider_plugin_name or DECIDER)
+    except UnknownPlugin:  # nobody has that name, which nobody has written
         return None
-    if not isinstance(found, Decider):
-        raise ValueError(f'"{parameters.decider_plugin_name or DECIDER}" is no decider: it has no method disaggregate')
     return found
 
 

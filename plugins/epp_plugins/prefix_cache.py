@@ -107,7 +107,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, Self
 
 import numpy as np
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, model_validator
 
 import epp.plugin
 from epp.plugin import (
@@ -125,6 +125,7 @@ from epp.plugin import (
     Key,
     PrefixIndex,
     Request,
+    WrongParameters,
     matchable_tokens,
     matched_tokens,
 )
@@ -391,12 +392,11 @@ class ScorerParameters(epp.plugin.Parameters):
     match_length_weight: float = Field(default=0.0, ge=0.0, le=1.0)
     match_length_scale_tokens: float = 8192.0
 
-    @field_validator("match_length_scale_tokens")
-    @classmethod
-    def _scale(cls, scale: float, info: ValidationInfo) -> float:
-        if info.data.get("match_length_weight", 0.0) > 0 and not scale > 0:
-            raise ValueError("matchLengthScaleTokens must be above 0 if matchLengthWeight is")
-        return scale
+    @model_validator(mode="after")
+    def _scale(self) -> "ScorerParameters":
+        if self.match_length_weight > 0 and not self.match_length_scale_tokens > 0:
+            raise WrongParameters((("matchLengthScaleTokens",), "must be above 0 if matchLengthWeight is"))
+        return self
 
 
 class MulticlusterApproxPrefixCacheProducer(ApproxPrefixCacheProducer):

@@ -26,7 +26,7 @@ Where it departs from llm-d, and why
     None.
 """
 
-from epp.plugin import Request, Run
+from epp.plugin import Request, Run, WrongParameters
 
 
 class SingleProfileHandler:
@@ -39,10 +39,11 @@ class SingleProfileHandler:
         """Takes the names of the configured profiles.
 
         Raises:
-            ValueError: it is not exactly one.
+            WrongParameters: it is not exactly one.
         """
         if len(profiles) != 1:
-            raise ValueError(f"single-profile-handler runs exactly one profile, there are: {', '.join(profiles)}")
+            message = f"single-profile-handler runs exactly one profile, there are: {', '.join(profiles)}"
+            raise WrongParameters(((), message))
         self._profile = profiles[0]
 
     def decide(self, request: Request, run: Run) -> str:

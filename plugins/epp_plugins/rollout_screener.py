@@ -64,12 +64,22 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 import epp.plugin
-from epp.plugin import Candidates, Codes, Context, Decision, Endpoint, Floats, Mask, Pool, Request
-
-HeaderName = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+from epp.plugin import (
+    Candidates,
+    Codes,
+    Context,
+    Decision,
+    Endpoint,
+    Floats,
+    HeaderName,
+    Mask,
+    Pool,
+    Request,
+    WrongParameters,
+)
 
 _TERM = re.compile(
     r"\s*(?:(?P<not>!)\s*(?P<absent>[\w./-]+)"
@@ -113,12 +123,7 @@ def _term(match: re.Match[str]) -> Callable[[Labels], bool]:
 class Scope(epp.plugin.Parameters):
     """`scope`."""
 
-    label_selector: str = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _readable(self) -> "Scope":
-        parsed(self.label_selector)
-        return self
+    label_selector: Annotated[str, Field(min_length=1), AfterValidator(lambda text: parsed(text) and text)]
 
 
 class HeaderSelector(epp.plugin.Parameters):
@@ -148,7 +153,7 @@ class Gating(epp.plugin.Parameters):
     @model_validator(mode="after")
     def _some_roles(self) -> "Gating":
         if self.mode != "disabled" and not self.roles:
-            raise ValueError("requireRoles.values must name the roles that a revision needs")
+            raise WrongParameters((("requireRoles", "values"), "must name the roles that a revision needs"))
         return self
 
     @property

@@ -62,15 +62,25 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 import epp.plugin
-from epp.plugin import Candidates, Context, Decision, Endpoint, Floats, Mask, Pick, Request
+from epp.plugin import (
+    Candidates,
+    Context,
+    Decision,
+    Endpoint,
+    Floats,
+    HeaderName,
+    Mask,
+    Pick,
+    Request,
+    WrongParameters,
+    refers_to_profile,
+)
 
 MAX_SESSIONS = 100_000
 _SWEPT_AT_ONCE = 16  # a request adds one session at most, so the sweep keeps up, and none of them pays for all
-
-HeaderName = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
 
 
 class HeaderConfig(epp.plugin.Parameters):
@@ -83,17 +93,18 @@ class SessionSource(epp.plugin.Parameters):
     """One entry of `sessionIdConfig.sources`."""
 
     header: HeaderName | None = None
-    attribute: str | None = None
-    producer: str | None = None
+    attribute: Annotated[str, Field(min_length=1)] | None = None
+    producer: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> "SessionSource":
-        if (self.header is None) == (self.attribute is None):
+        given = self.model_fields_set
+        if ("header" in given) == ("attribute" in given):
             raise ValueError("a source is either a header or an attribute")
-        if self.attribute is not None and not self.producer:
-            raise ValueError("a source that is an attribute needs the name of its producer")
-        if self.attribute is None and self.producer is not None:
-            raise ValueError("a header has no producer")
+        if "attribute" in given and "producer" not in given:
+            raise WrongParameters((("producer",), "is required of a source that is an attribute"))
+        if "header" in given and "producer" in given:
+            raise WrongParameters((("producer",), "must not stand beside a header, which has none"))
         return self
 
     def read(self, request: Request) -> str:
@@ -117,7 +128,7 @@ class SessionParameters(epp.plugin.Parameters):
     strategy: Literal["encoded_endpoint_header", "session_id"] = "encoded_endpoint_header"
     encoded_endpoint_header_config: HeaderConfig = HeaderConfig()
     session_id_config: SessionIdConfig = SessionIdConfig()
-    profile_name: str = ""
+    profile_name: Annotated[str, refers_to_profile("")] = ""
 
 
 class _Strategy(Protocol):

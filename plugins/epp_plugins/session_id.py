@@ -44,20 +44,20 @@ from typing import Annotated
 from pydantic import StringConstraints, model_validator
 
 import epp.plugin
-from epp.plugin import Context
+from epp.plugin import Context, HeaderName
 
-Token = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+CookieName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
 
 
 class SessionIdParameters(epp.plugin.Parameters):
     """See the module's manual."""
 
-    header_name: Token | None = None
-    cookie_name: Token | None = None
+    header_name: HeaderName | None = None
+    cookie_name: CookieName | None = None
 
     @model_validator(mode="after")
     def _one(self) -> "SessionIdParameters":
-        if (self.header_name is None) == (self.cookie_name is None):
+        if len(self.model_fields_set) != 1:
             raise ValueError("exactly one of headerName and cookieName is needed")
         return self
 
@@ -68,7 +68,7 @@ class SessionIdProducer:
     Parameters = SessionIdParameters
 
     def __init__(self, parameters: SessionIdParameters, context: Context) -> None:
-        self._header = (parameters.header_name or "cookie").lower()
+        self._header = parameters.header_name or "cookie"
         self._cookie = parameters.cookie_name
         self._key = f"SessionID/{context.name}"
 

@@ -69,17 +69,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 from msgspec import Raw
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from xxhash import xxh3_128_digest
 
 import epp.plugin
-from epp.plugin import Body, Duration, Request, formats
+from epp.plugin import Body, PositiveDuration, Request, WrongParameters, formats
 
 text = formats.text
 
@@ -203,13 +203,23 @@ class Estimate(epp.plugin.Parameters):
     video: Video = Video()
 
 
+def _is_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"{url!r} is no URL: write it as http://localhost:8000")
+    return url.rstrip("/")
+
+
+Url = Annotated[str, AfterValidator(_is_url)]
+
+
 class Render(epp.plugin.Parameters):
     """`vllm`."""
 
-    url: str = "http://localhost:8000"
-    http: str | None = Field(default=None, deprecated='write "url"')
-    timeout: Duration = Field(default=5.0, gt=0)
-    mm_timeout: Duration = Field(default=30.0, gt=0)
+    url: Url = "http://localhost:8000"
+    http: Url | None = Field(default=None, deprecated='write "url"')
+    timeout: PositiveDuration = 5.0
+    mm_timeout: PositiveDuration = 30.0
 
     @property
     def server(self) -> str:
@@ -220,16 +230,6 @@ class Render(epp.plugin.Parameters):
     def effective(self) -> Self:
         """In the new spelling."""
         return self.model_copy(update={"url": self.server, "http": None})
-
-    @field_validator("url", "http")
-    @classmethod
-    def _is_url(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"{url!r} is no URL: write it as http://localhost:8000")
-        return url.rstrip("/")
 
 
 class TokenParameters(epp.plugin.Parameters):
@@ -243,16 +243,18 @@ class TokenParameters(epp.plugin.Parameters):
 
     @model_validator(mode="after")
     def _one_backend(self) -> "TokenParameters":
-        given = [name for name in ("estimate", "vllm", "uds_tokenizer_config") if dict(self)[name] is not None]
-        backend, wrong = dict(self)["backend"], []
+        given = [name for name in ("estimate", "vllm", "uds_tokenizer_config") if name in self.model_fields_set]
         if len(given) > 1:
-            wrong.append("one of estimate, vllm and udsTokenizerConfig may be given")
-        elif backend is not None and given and given != [backend]:
-            wrong.append(f"backend is {backend}, and the parameters are those of {given[0]}")
+            raise ValueError("one of estimate, vllm and udsTokenizerConfig may be given")
+        backend = dict(self)["backend"]  # the attribute would warn of itself
+        if backend is not None and given and given != [backend]:
+            raise WrongParameters((("backend",), f"is {backend}, and the parameters are those of {given[0]}"))
+        return self
+
+    @model_validator(mode="after")
+    def _named_model(self) -> "TokenParameters":
         if self.render is not None and not self.model_name:
-            wrong.append("vllm needs modelName")
-        if wrong:
-            raise ValueError("\n".join(wrong))
+            raise WrongParameters((("modelName",), "is required by vllm"))
         return self
 
     @property

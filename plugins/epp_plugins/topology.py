@@ -54,14 +54,14 @@ Where it departs from llm-d, and why
 """
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 import epp.plugin
-from epp.plugin import Candidates, Context, Endpoint, Floats, Mask, Pool, Request, UnknownPlugin
+from epp.plugin import Candidates, Context, Endpoint, Floats, Mask, Pool, Request, UnknownPlugin, refers_to
 
 EXTRACTOR: Final = "topology-extractor"
 POINTS: Final[Mapping[str, float]] = {"host": 1.0, "rack": 0.2, "zone": 0.05, "region": 0.02}
@@ -98,7 +98,7 @@ _DEFAULT: Final = TopologyExtractor(TopologyExtractor.Parameters())
 class Affinity(epp.plugin.Parameters):
     """The parameter that filter and scorer have in common."""
 
-    topology_producer_name: str | None = None
+    topology_producer_name: Annotated[str, refers_to(TopologyExtractor, EXTRACTOR, EXTRACTOR)] | None = None
 
 
 class _Topology:
@@ -132,13 +132,9 @@ class _Topology:
 
 def _extractor(parameters: Affinity, context: Context) -> TopologyExtractor:
     try:
-        extractor = context.plugin(parameters.topology_producer_name or EXTRACTOR)
+        extractor: TopologyExtractor = context.plugin(parameters.topology_producer_name or EXTRACTOR)
     except UnknownPlugin:
-        if parameters.topology_producer_name not in {None, "", EXTRACTOR}:
-            raise
         return _DEFAULT
-    if not isinstance(extractor, TopologyExtractor):
-        raise ValueError(f'"{parameters.topology_producer_name}" is no {EXTRACTOR}')
     return extractor
 
 

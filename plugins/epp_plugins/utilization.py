@@ -50,7 +50,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 import epp.plugin
-from epp.plugin import INFLIGHT_REQUESTS, KV_USAGE, RUNNING, WAITING, Candidates, Key, Mask, Request
+from epp.plugin import INFLIGHT_REQUESTS, KV_USAGE, RUNNING, WAITING, Candidates, Key, Mask, Request, WrongParameters
 
 _COLUMNS: Final[dict[str, Key]] = {
     "active-requests": INFLIGHT_REQUESTS,
@@ -69,7 +69,7 @@ class Condition(epp.plugin.Parameters):
     @model_validator(mode="after")
     def _share(self) -> "Condition":
         if self.metric == "kv-cache-utilization" and self.max_value > 1:
-            raise ValueError("maxValue of kv-cache-utilization is a share: at most 1")
+            raise WrongParameters((("maxValue",), "must be at most 1: kv-cache-utilization is a share"))
         return self
 
 

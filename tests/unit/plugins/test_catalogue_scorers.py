@@ -177,7 +177,7 @@ def test_stale_attribute():
                     "normalization": {"fixedRange": {"min": 1, "max": 1}},
                 }
             },
-            "min must be below max",
+            "min: must be below max",
             id="no width",
         ),
         pytest.param({"algorithm": {"type": "linear", "normalization": FIXED}}, "linear_lower_is_better", id="type"),

@@ -103,9 +103,9 @@ def test_engine_metrics(parameters, expected):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"engineConfigs": [{"name": "default"}]}, 'can\'t be called "default"'),
-        ({"engineConfigs": [{"name": "a"}, {"name": "a"}]}, "two engines called a"),
-        ({"defaultEngine": "b", "engineConfigs": [{"name": "a"}]}, 'defaultEngine "b" is none of a, vllm, sglang'),
+        ({"engineConfigs": [{"name": "default"}]}, 'no engine can be called "default"'),
+        ({"engineConfigs": [{"name": "a"}, {"name": "a"}]}, 'an engine above is called "a" already'),
+        ({"defaultEngine": "b", "engineConfigs": [{"name": "a"}]}, 'defaultEngine: "b" is none of a, vllm, sglang'),
         ({"engineConfigs": [{"name": "a", "kvUsageSpec": "1st"}]}, "metric '1st': write name"),
         ({"engineConfigs": [{"name": "a", "loraSpec": "l{x}"}]}, "'x' is not label=value"),
         ({"engineConfigs": [{"name": "a", "customMetrics": [{"attributeKey": "k", "metricSpec": ""}]}]}, "at least 1"),

@@ -69,7 +69,8 @@ class Running:
 
 
 def handler(parameters: dict[str, Any], profiles: tuple[str, ...], **plugins: Any) -> DisaggProfileHandler:
-    made = DisaggProfileHandler(DisaggProfileHandler.Parameters.model_validate(parameters), with_plugins(**plugins))
+    context = with_plugins(**plugins)
+    made = DisaggProfileHandler(DisaggProfileHandler.Parameters.model_validate(parameters, context=context), context)
     made.bind(profiles)
     return made
 
@@ -281,7 +282,8 @@ def replace_body(sent, body):
 
 
 def pd(parameters: dict[str, Any], profiles: tuple[str, ...] = ("decode", "prefill"), **plugins: Any):
-    made = PdProfileHandler(PdProfileHandler.Parameters.model_validate(parameters), with_plugins(**plugins))
+    context = with_plugins(**plugins)
+    made = PdProfileHandler(PdProfileHandler.Parameters.model_validate(parameters, context=context), context)
     made.bind(profiles)
     return made
 
@@ -307,7 +309,7 @@ def test_pd(parameters, plugins, cached, ran):
 
 def test_pd_without_the_decider_that_is_named():
     """A decider that is named must be there."""
-    with pytest.raises(UnknownPlugin):
+    with pytest.raises(ValidationError):
         pd({"deciderPluginName": "nobody"})
 
 

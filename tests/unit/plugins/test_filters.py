@@ -48,9 +48,9 @@ def test_label_selector(parameters, expected):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"matchExpressions": [{"key": "zone", "operator": "In"}]}, "values must not be empty with the operator In"),
+        ({"matchExpressions": [{"key": "zone", "operator": "In"}]}, "values: must not be empty with the operator In"),
         ({"matchExpressions": [{"key": "zone", "operator": "NotIn", "values": []}]}, "must not be empty"),
-        ({"matchExpressions": [{"key": "zone", "operator": "Exists", "values": ["a"]}]}, "values must be empty"),
+        ({"matchExpressions": [{"key": "zone", "operator": "Exists", "values": ["a"]}]}, "values: must be empty"),
         ({"matchExpressions": [{"key": "zone", "operator": "Equals", "values": ["a"]}]}, "should be 'In', 'NotIn'"),
         ({"matchExpressions": [{"operator": "Exists"}]}, "Field required"),
         ({"matchLabels": {"-zone": "a"}}, "'-zone' is no label's name"),

@@ -260,7 +260,7 @@ def test_the_scorer_reads_the_named_producer():
     [
         ({"matchLengthWeight": 1.1}, "matchLengthWeight"),
         ({"matchLengthWeight": -0.1}, "matchLengthWeight"),
-        ({"matchLengthWeight": 0.1, "matchLengthScaleTokens": 0}, "matchLengthScaleTokens must be above 0"),
+        ({"matchLengthWeight": 0.1, "matchLengthScaleTokens": 0}, "matchLengthScaleTokens: must be above 0"),
     ],
     ids=str,
 )

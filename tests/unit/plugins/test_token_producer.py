@@ -330,5 +330,5 @@ def test_old_spellings(written: dict[str, Any], server: str | None) -> None:
 
 def test_another_backend() -> None:
     """One that isn't the one whose parameters are given."""
-    with pytest.raises(ValidationError, match="backend is vllm, and the parameters are those of estimate"):
+    with pytest.raises(ValidationError, match="backend: is vllm, and the parameters are those of estimate"):
         TokenParameters.model_validate({"modelName": "m", "backend": "vllm", "estimate": {}})

@@ -61,7 +61,7 @@ ONE = "schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}]}]"
         ),
         pytest.param(
             "plugins: [{type: queue-scorer, parameters: {a: 1}}]",
-            'plugins[0].parameters: "queue-scorer" can\'t be built: takes no parameters, but got "a"',
+            'plugins[0].parameters.a: "queue-scorer" takes no parameters: leave it out',
             id="no parameters",
         ),
         pytest.param(

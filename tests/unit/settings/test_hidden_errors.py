@@ -7,7 +7,7 @@ from epp.testing import context
 
 HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
 REGISTRY = Registry.installed()
-NO_DECIDER = '"disagg-profile-handler" can\'t be built: "decode-filter" is no decider: it has no method disaggregate'
+NO_DECIDER = '"decode-filter" is no decider: it has no method disaggregate'
 NOBODY = 'no plugin is called "nobody"; there are: {type}, decode-filter'
 READS = '"prefix-cache-scorer" (plugins[0]) reads matched_tokens and matchable_tokens from the producer "ghost", which'
 OF_ENGINES = "vllm, sglang, trtllm-serve, triton-tensorrt-llm, triton"
@@ -30,8 +30,8 @@ def errors(type_name, parameters):
             "{deciders: {prefill: nobody, encode: decode-filter}, profiles: {decode: zz}}",
             [
                 (".deciders.prefill", NOBODY.format(type="disagg-profile-handler")),
-                ("", NO_DECIDER),
-                ("", 'profile "zz", for decoding, is needed; there are: decode'),
+                (".deciders.encode", NO_DECIDER),
+                (".profiles.decode", 'no profile is called "zz"; there are: decode'),
             ],
             id="references and profiles",
         ),
@@ -41,7 +41,7 @@ def errors(type_name, parameters):
             [
                 (".stageOrder", 'must be "decode-first" or "prefill-first", not \'bogus\''),
                 (".deciders.prefill", NOBODY.format(type="disagg-profile-handler")),
-                ("", NO_DECIDER),
+                (".deciders.encode", NO_DECIDER),
             ],
             id="references behind a bad value",
         ),
@@ -55,8 +55,8 @@ def errors(type_name, parameters):
             "core-metrics-extractor",
             "{defaultEngine: foo, engineConfigs: [{name: a}, {name: a}]}",
             [
-                ("", "engineConfigs has two engines called a"),
-                ("", f'defaultEngine "foo" is none of a, {OF_ENGINES}'),
+                (".engineConfigs[1].name", 'an engine above is called "a" already'),
+                (".defaultEngine", f'"foo" is none of a, {OF_ENGINES}'),
             ],
             id="two in one validator",
         ),
@@ -65,7 +65,7 @@ def errors(type_name, parameters):
             "{engineConfigs: [{name: default}, {name: a, queuedRequestsSpec: 'a{b'}]}",
             [
                 (".engineConfigs[1].queuedRequestsSpec", "metric 'a{b': write name or name{label=value,...}"),
-                ("", 'an engine can\'t be called "default": defaultEngine names the one that is'),
+                (".engineConfigs[0].name", 'no engine can be called "default": defaultEngine names the one that is'),
             ],
             id="a validator behind a bad value",
         ),
@@ -81,7 +81,7 @@ def errors(type_name, parameters):
             [
                 (".vllm.timeout", 'a duration is a string, such as "200ms" or "30s"'),
                 ("", "one of estimate, vllm and udsTokenizerConfig may be given"),
-                ("", "vllm needs modelName"),
+                (".modelName", "is required by vllm"),
             ],
             id="a validator behind a bad value deep inside",
         ),
@@ -89,7 +89,7 @@ def errors(type_name, parameters):
             "prefix-cache-scorer",
             "{matchLengthWeight: 0.5, matchLengthScaleTokens: 0, prefixMatchInfoProducerName: ghost}",
             [
-                (".matchLengthScaleTokens", "matchLengthScaleTokens must be above 0 if matchLengthWeight is"),
+                (".matchLengthScaleTokens", "must be above 0 if matchLengthWeight is"),
                 (".prefixMatchInfoProducerName", f"{READS} is neither configured nor a known type"),
             ],
             id="a producer",
