@@ -59,7 +59,7 @@ Writes
 Parameters
     - `prefillTokensPerSecond` (20000): what is believed of the engines before anything is observed. A wrong value
       matters for the first dozens of requests only.
-    - `answerTokens` (50): how much of the answer counts as waiting. 0 looks at the first token alone; more keeps
+    - `answerTokens` (35): how much of the answer counts as waiting. 0 looks at the first token alone; more keeps
       batches more equal, at the cost of prefix hits.
     - `prefixMatchInfoProducerName` (approx-prefix-cache-producer): whose figures to use.
 
@@ -124,7 +124,7 @@ class WorkAheadScorer:
         """See the module's manual."""
 
         prefill_tokens_per_second: float = Field(default=20_000.0, gt=0.0)
-        answer_tokens: float = Field(default=50.0, ge=0.0)
+        answer_tokens: float = Field(default=35.0, ge=0.0)
         prefix_match_info_producer_name: str = APPROX_PREFIX_PRODUCER
 
     def __init__(self, parameters: Parameters, context: Context) -> None:
