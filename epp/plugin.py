@@ -197,9 +197,14 @@ __all__ = [
 
 
 class Parameters(BaseModel):
-    """The base of a plugin's parameters: camelCase in the configuration, snake_case in Python, unknown ones refused."""
+    """The base of a plugin's parameters: camelCase in the configuration, snake_case in Python, unknown ones refused.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+    Numbers are finite.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True, allow_inf_nan=False
+    )
 
     def effective(self) -> Self:
         """As they count, without what is deprecated, for `epp config show`; they load again and mean the same."""

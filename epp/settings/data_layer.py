@@ -5,8 +5,8 @@ from typing import Any
 
 from epp.settings.instances import Instance, Instances
 from epp.settings.migrations import extracting
-from epp.settings.models import DataLayer, EndpointPickerConfig
-from epp.settings.problems import Path, Report
+from epp.settings.models import DataLayer, EndpointPickerConfig, PluginRef
+from epp.settings.problems import BROKEN, Path, Report
 from epp.settings.sections import Reference, check
 from epp.sources import ObjectReader, ObjectWatch, PageReader, Poll, Sources
 
@@ -34,6 +34,7 @@ def resolve_sources(
         if instances.known(name):
             instances.inject(name, path)
     check(references, instances, report)
+    _check_twice(key, written, report)
     _check_pairs(key, section, instances, report)
     _warn(key, section, report)
     layer = _Layer(section, instances, report)
@@ -50,6 +51,20 @@ def _references(key: str, section: DataLayer) -> Iterator[Reference]:
     if reference is not None:
         steps, name = reference
         yield (key, "discovery", *steps), name, "discovery"
+
+
+def _check_twice(key: str, section: DataLayer, report: Report) -> None:
+    """Whether each source stands once, and so each extractor of one."""
+    _check_list((key, "sources"), section.sources, "list its extractors there", report)
+    for index, source in enumerate(section.sources):
+        _check_list((key, "sources", index, "extractors"), source.extractors, "leave it out here", report)
+
+
+def _check_list(path: Path, refs: Sequence[PluginRef], remedy: str, report: Report) -> None:
+    names = [ref.plugin_ref for ref in refs]
+    for index, name in enumerate(names):
+        if name in names[:index] and name != BROKEN:
+            report.error((*path, index, "pluginRef"), f'"{name}" stands above already: {remedy}')
 
 
 def _check_pairs(key: str, section: DataLayer, instances: Instances, report: Report) -> None:

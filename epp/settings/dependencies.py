@@ -51,7 +51,9 @@ def check_named(instances: Instances, report: Report) -> None:
     for instance in list(instances.by_name.values()):
         read = {key.producer for key in _keys(instance, "reads", report)}
         for place, name in _producers_in(instance.effective):
-            if name not in {"", *read} and not instances.obtainable(name, *_GIVING):
+            if name in {"", *read} or place in instance.built.left_out:
+                continue
+            if not instances.obtainable(name, *_GIVING):
                 what = "not configured" if instances.known(name) else "neither configured nor a known type"
                 hint = suggestion(name, instances.able(*_GIVING))
                 message = f'{instance.title} names the producer "{name}", which is {what}{hint}'

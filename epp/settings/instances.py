@@ -82,8 +82,10 @@ class Instance:
     @property
     def effective(self) -> BaseModel | None:
         """The parameters as they count; without a plugin, those that are right."""
-        whole = self.plugin is not None
-        return self.parameters.effective() if whole and isinstance(self.parameters, Parameters) else self.parameters
+        with suppress(*(() if self.plugin else (AttributeError, KeyError))):
+            if isinstance(self.parameters, Parameters):
+                return self.parameters.effective()
+        return self.parameters
 
     def plugged(self) -> Plugged:
         """For the router; the same one each time."""

@@ -57,22 +57,23 @@ Where it departs from llm-d, and why
     after `metricsStalenessThreshold`, which a large pool, or a pause of the collector, exceeds for everybody at once.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import Field
 
 import epp.plugin
-from epp.plugin import INFLIGHT_REQUESTS, INFLIGHT_TOKENS, KV_USAGE, WAITING, Candidates, Floats, Mask, Request
-
-
-def _some(duration: str) -> str:
-    if not any(digit in duration for digit in "123456789"):
-        raise ValueError("must be above 0")
-    return duration
-
-
-Duration = Annotated[str, StringConstraints(pattern=r"^(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+$"), AfterValidator(_some)]
+from epp.plugin import (
+    INFLIGHT_REQUESTS,
+    INFLIGHT_TOKENS,
+    KV_USAGE,
+    WAITING,
+    Candidates,
+    Floats,
+    Mask,
+    PositiveDuration,
+    Request,
+)
 
 
 class UtilizationParameters(epp.plugin.Parameters):
@@ -80,7 +81,7 @@ class UtilizationParameters(epp.plugin.Parameters):
 
     queue_depth_threshold: float = Field(default=5.0, gt=0.0)
     kv_cache_util_threshold: float = Field(default=0.8, gt=0.0, le=1.0)
-    metrics_staleness_threshold: Duration = "200ms"
+    metrics_staleness_threshold: PositiveDuration = 0.2
     headroom: float = Field(default=0.0, ge=0.0)
 
 

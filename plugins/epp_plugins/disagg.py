@@ -26,8 +26,8 @@ Writes
 
 Parameters
     - `stageOrder` (`decode-first`): or `prefill-first`; also written `decode`, `prefillFirst` and so on.
-    - `profiles`: the names of the profiles: `decode` (decode), `prefill` (prefill), `encode` (encode). Of those there
-      must be the one for decoding.
+    - `profiles`: the names of the profiles: `decode` (decode), `prefill` (prefill), `encode` (encode). There
+      must be the one for decoding, and every other that is named unlike its default.
     - `deciders`: the names of plugins: `prefill` (none; not with `prefill-first`), `encode` (none).
     - `decodeProfile`, `prefillProfile`, `encodeProfile`: deprecated, for `profiles`.
     - `prefillDeciderPluginName`, `encodeDeciderPluginName`: deprecated, for `deciders`.

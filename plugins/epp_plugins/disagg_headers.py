@@ -37,16 +37,17 @@ Where it departs from llm-d, and why
 """
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import epp.plugin
-from epp.plugin import Decision, Request
+from epp.plugin import Decision, Request, refers_to_profile
 
 
 class HeadersParameters(epp.plugin.Parameters):
     """See the module's manual."""
 
-    prefill_profile: str = "prefill"
-    encode_profile: str = "encode"
+    prefill_profile: Annotated[str, refers_to_profile("prefill")] = "prefill"
+    encode_profile: Annotated[str, refers_to_profile("encode")] = "encode"
 
 
 class DisaggHeadersHandler:

@@ -129,7 +129,7 @@ class Threshold(epp.plugin.Parameters):
     """`algorithm.threshold`."""
 
     operator: Literal["LessThan", "LessThanOrEqual", "GreaterThan", "GreaterThanOrEqual", "Equal", "NotEqual"]
-    value: float = Field(allow_inf_nan=False)
+    value: float
 
 
 class Comparison(epp.plugin.Parameters):
@@ -177,8 +177,8 @@ class EndpointAttributeFilter:
 class FixedRange(epp.plugin.Parameters):
     """`algorithm.normalization.fixedRange`."""
 
-    min: float = Field(allow_inf_nan=False)
-    max: float = Field(allow_inf_nan=False)
+    min: float
+    max: float
 
     @model_validator(mode="after")
     def _some(self) -> "FixedRange":

@@ -123,7 +123,7 @@ class SloDeadlineOrderingPolicy:
 class StaticParameters(epp.plugin.Parameters):
     """See the module's manual."""
 
-    threshold: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    threshold: float = Field(default=1.0, ge=0)
 
 
 class StaticUsageLimitPolicy:
@@ -142,7 +142,7 @@ class HoldbackParameters(epp.plugin.Parameters):
     shape: Literal["linear"] = "linear"
     domain: Literal["rank", "value"] = "rank"
     min_ceiling: float = Field(ge=0, lt=1)
-    max_ceiling: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    max_ceiling: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> "HoldbackParameters":

@@ -16,8 +16,8 @@ Writes
     Nothing.
 
 Parameters
-    - `lruSize` (1024): the endpoints whose last use is remembered; beyond, the one used longest ago counts as never
-      used. 0 or less means the default.
+    - `lruSize` (1024): the endpoints whose last use is remembered, above 0; beyond, the one used longest ago counts as
+      never used.
     - `prefixMatchInfoProducerName` (approx-prefix-cache-producer): whose figures to use.
     - `prefixPluginName`, `prefixPluginType`: deprecated; a scorer of prefixes, whose producer counts.
 
@@ -51,7 +51,6 @@ from pydantic import Field
 import epp.plugin
 from epp.plugin import APPROX_PREFIX_PRODUCER, Candidates, Context, Decision, Floats, Pool, Request, matched_tokens
 
-_DEFAULT = 1024
 _NOW = 'write "prefixMatchInfoProducerName"'
 
 
@@ -99,13 +98,13 @@ class NoHitLruScorer:
     class Parameters(epp.plugin.Parameters):
         """See the module's manual."""
 
-        lru_size: int = _DEFAULT
+        lru_size: int = Field(default=1024, gt=0)
         prefix_match_info_producer_name: str | None = None
         prefix_plugin_type: str | None = Field(default=None, deprecated=_NOW)
         prefix_plugin_name: str | None = Field(default=None, deprecated=_NOW)
 
     def __init__(self, parameters: Parameters, context: Context) -> None:
-        size = parameters.lru_size if parameters.lru_size > 0 else _DEFAULT
+        size = parameters.lru_size
         self._matched = matched_tokens(parameters.prefix_match_info_producer_name or APPROX_PREFIX_PRODUCER)
         self.reads = (self._matched,)
         self._uses = context.state(size, lambda: _Uses(size, context.pool))

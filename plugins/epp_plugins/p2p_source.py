@@ -39,7 +39,7 @@ Where it departs from llm-d, and why
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 from pydantic import Field
@@ -54,6 +54,7 @@ from epp.plugin import (
     Floats,
     Request,
     matched_tokens,
+    refers_to_profile,
 )
 
 HEADER: Final = "x-kv-cache-source-host-port"
@@ -66,7 +67,7 @@ class P2pParameters(epp.plugin.Parameters):
 
     prefix_match_info_producer_name: str = APPROX_PREFIX_PRODUCER
     min_cached_token_delta: int = Field(default=1, ge=0)
-    prefill_profile_name: str = "prefill"
+    prefill_profile_name: Annotated[str, refers_to_profile("prefill")] = "prefill"
 
 
 class P2pSourceProducer:

@@ -20,7 +20,8 @@ Writes
       by `decode-only`, `prefill-decode`.
 
 Parameters
-    - `decodeProfile` (decode), `prefillProfile` (prefill): the names of the profiles.
+    - `decodeProfile` (decode), `prefillProfile` (prefill): the names of the profiles. There must be the first one, and
+      the other if it is named unlike its default.
     - `deciderPluginName` (prefix-based-pd-decider): the decider; if it is left out and there is none of that name,
       `threshold` counts.
     - `primaryPort` (0): a sidecar's port; 0 for none.

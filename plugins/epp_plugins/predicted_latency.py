@@ -41,13 +41,19 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field
 
 import epp.plugin
 from epp.keys import latency
-from epp.plugin import Candidates, Context, Floats, Key, Request
+from epp.plugin import Candidates, Context, Floats, Key, PositiveDuration, Request
 
-Duration = Annotated[str, StringConstraints(pattern=r"^(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+$")]
+
+def _nanoseconds(value: Any) -> Any:
+    """A number is one of nanoseconds, as llm-d has it."""
+    return f"{value}ns" if isinstance(value, int) else value
+
+
+Ttl = Annotated[PositiveDuration, BeforeValidator(_nanoseconds, json_schema_input_type=int | str)]
 
 
 class PredictedLatencyProducer:
@@ -59,7 +65,7 @@ class PredictedLatencyProducer:
         """See the module's manual."""
 
         slo_buffer_factor: float = Field(default=1.0, gt=0.0)
-        context_ttl: Duration | Annotated[int, Field(gt=0)] = Field(default="5m", alias="contextTTL")
+        context_ttl: Ttl = Field(default=300.0, alias="contextTTL")
         streaming_mode: bool = False
         predict_in_produce: bool = True
         endpoint_role_label: str = ""

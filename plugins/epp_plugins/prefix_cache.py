@@ -119,10 +119,10 @@ from epp.plugin import (
     Chain,
     Context,
     Decision,
-    Duration,
     Floats,
     Hasher,
     Key,
+    PositiveDuration,
     PrefixIndex,
     Request,
     WrongParameters,
@@ -303,7 +303,7 @@ class BlockIndex(epp.plugin.Parameters):
     valkey_config: Valkey | None = None
     redis_config: Redis | None = None
     enable_metrics: bool = False
-    metrics_logging_interval: int | None = None
+    metrics_logging_interval: int | None = Field(default=None, ge=0)
 
     def effective(self) -> Self:
         """With the one index that counts, of several the first of these."""
@@ -319,8 +319,8 @@ class BlockIndex(epp.plugin.Parameters):
 class Tier(epp.plugin.Parameters):
     """One entry of `kvCacheBackendConfigs`."""
 
-    name: str
-    weight: float = 1.0
+    name: str = Field(min_length=1)
+    weight: float = Field(default=1.0, ge=0)
 
 
 class Indexer(epp.plugin.Parameters):
@@ -357,7 +357,7 @@ class PreciseParameters(epp.plugin.Parameters):
     indexer_config: Indexer = Indexer()
     kv_events_config: Events = Events()
     speculative_indexing: bool = False
-    speculative_ttl: Duration = Field(default=2.0, alias="speculativeTTL")
+    speculative_ttl: PositiveDuration = Field(default=2.0, alias="speculativeTTL")
 
     @property
     def block_tokens(self) -> int:
@@ -390,7 +390,7 @@ class ScorerParameters(epp.plugin.Parameters):
 
     prefix_match_info_producer_name: str = APPROX_PREFIX_PRODUCER
     match_length_weight: float = Field(default=0.0, ge=0.0, le=1.0)
-    match_length_scale_tokens: float = 8192.0
+    match_length_scale_tokens: float = Field(default=8192.0, ge=0.0)
 
     @model_validator(mode="after")
     def _scale(self) -> "ScorerParameters":

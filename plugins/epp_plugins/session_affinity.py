@@ -72,10 +72,12 @@ from epp.plugin import (
     Endpoint,
     Floats,
     HeaderName,
+    HeaderReader,
     Mask,
     Pick,
     Request,
     WrongParameters,
+    refers_to,
     refers_to_profile,
 )
 
@@ -94,7 +96,7 @@ class SessionSource(epp.plugin.Parameters):
 
     header: HeaderName | None = None
     attribute: Annotated[str, Field(min_length=1)] | None = None
-    producer: Annotated[str, Field(min_length=1)] | None = None
+    producer: Annotated[str, Field(min_length=1), refers_to(HeaderReader, "header reader")] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> "SessionSource":
@@ -239,9 +241,6 @@ class _SessionAffinity:
     def __init__(self, parameters: SessionParameters, context: Context) -> None:
         self._profile = parameters.profile_name
         if parameters.strategy == "session_id":
-            for source in parameters.session_id_config.sources:
-                if source.producer:
-                    context.plugin(source.producer)  # must be there
             pins = context.state("pins", _Pins)
             context.pool.watch(pins)
             self._strategy: _Strategy = _Sessions(parameters.session_id_config, context.now, pins)

@@ -162,6 +162,12 @@ class Frames(epp.plugin.Parameters):
     sampled: Sampled = Sampled()
     strided: Strided = Strided()
 
+    @model_validator(mode="after")
+    def _some_between(self) -> "Frames":
+        if 0 < self.max_frames < self.min_frames:
+            raise WrongParameters((("minFrames",), "must not be above maxFrames"))
+        return self
+
     def of(self, duration: float, fps: float | None) -> int:
         """How many frames a video of so many seconds has that count."""
         if self.mode == "sampled":

@@ -290,6 +290,18 @@ def test_warnings(text, warnings):
             id="a reader of pages hears of no endpoints",
         ),
         pytest.param(
+            "dataLayer: {sources: [{pluginRef: metrics-data-source}, {pluginRef: metrics-data-source}]}",
+            'dataLayer.sources[1].pluginRef: "metrics-data-source" stands above already: list its extractors there',
+            id="a source twice",
+        ),
+        pytest.param(
+            "dataLayer: {sources: [{pluginRef: metrics-data-source, "
+            "extractors: [{pluginRef: core-metrics-extractor}, {pluginRef: core-metrics-extractor}]}]}",
+            "dataLayer.sources[0].extractors[1].pluginRef: "
+            '"core-metrics-extractor" stands above already: leave it out here',
+            id="an extractor twice",
+        ),
+        pytest.param(
             "plugins: [{type: failing}]",
             'plugins[0]: "failing" (plugins[0]): metrics_page fails: RuntimeError: no page',
             id="fails",

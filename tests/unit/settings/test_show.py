@@ -61,7 +61,7 @@ def test_effective(registry):
                 "parameters": {
                     "queueDepthThreshold": 7.0,
                     "kvCacheUtilThreshold": 0.8,
-                    "metricsStalenessThreshold": "200ms",
+                    "metricsStalenessThreshold": "0.2s",
                     "headroom": 0.0,
                 },
             },
