@@ -55,9 +55,9 @@ Where it departs from llm-d, and why
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 import epp.plugin
 from epp.plugin import (
@@ -93,6 +93,13 @@ class PdParameters(epp.plugin.Parameters):
     hash_block_size: int | None = Field(default=None, deprecated="leave it out")
     prefix_plugin_type: str | None = Field(default=None, deprecated='write "prefixMatchInfoProducerName"')
     prefix_plugin_name: str | None = Field(default=None, deprecated='write "prefixMatchInfoProducerName"')
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_an_unused_decider(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "threshold" in value:  # which counts, whether the decider is there or not
+            return {key: each for key, each in value.items() if key != "deciderPluginName"}
+        return value
 
 
 class PdProfileHandler:

@@ -317,6 +317,7 @@ def test_pd_reads_for_the_threshold_only():
     """The prefix index is needed where the threshold asks for it."""
     assert pd({"threshold": 4}).reads == (MATCHED,)
     assert pd({"threshold": 0}).reads == ()
+    assert pd({"threshold": 4, "deciderPluginName": "nobody"}).reads == (MATCHED,)
     assert pd({"deciderPluginName": "yes"}, yes=ALWAYS).reads == ()
 
 
