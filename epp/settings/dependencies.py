@@ -40,6 +40,9 @@ def resolve_producers(
     for fetcher in instances.of("fetcher"):
         if graph.get(fetcher):
             report.error(fetcher.path, f"{fetcher.title} is a fetcher, which run first: it can read nobody's keys")
+    for unused in [instance for instance in instances.by_name.values() if instance not in graph]:
+        for producer, keys in _by_producer(_keys(unused, "reads", report)).items():
+            _given(producer, keys, unused, instances, report)  # it may only lack a reference that is spelt rightly
     return instances.of("fetcher"), _ordered(instances.of("producer"), graph, report)
 
 
@@ -90,23 +93,33 @@ def _writer(
     producer: str, keys: Sequence[Key], reader: Instance, instances: Instances, report: Report
 ) -> Instance | None:
     """Who writes the keys of one producer; None for errors."""
-    path = reader.place_of(producer)
+    if not _given(producer, keys, reader, instances, report):
+        return None
+    writer = instances.inject(producer, reader.place_of(producer))
+    if writer is None or writer.plugin is None:
+        return None
+    return writer if _given(producer, keys, reader, instances, report) else None
+
+
+def _given(producer: str, keys: Sequence[Key], reader: Instance, instances: Instances, report: Report) -> bool:
+    """Whether somebody writes the keys, as far as can be seen without adding him; tells what is wrong."""
+    path, writer = reader.place_of(producer), instances.by_name.get(producer)
     if not instances.known(producer):
         report.error(path, _unknown(producer, keys, reader, instances))
-        return None
-    writer = instances.inject(producer, path)
-    if writer is None or (writer.plugin is None and not writer.inert):
-        return None
-    if writer.inert:
+    elif writer and writer.inert:
         report.error(path, f"{reader.title} reads {_named(keys)} from {writer.title}, which has no effect yet")
-        return None
-    written = _keys(writer, "writes", report)
-    unwritten = [key for key in keys if key not in written]
-    if unwritten:
+    elif writer and writer.plugin is not None:
+        written = _keys(writer, "writes", report)
+        unwritten = [key for key in keys if key not in written]
         names = listed(sorted({key.name for key in written}))
+        if not unwritten:
+            return True
         report.error(path, f"{reader.title} reads {_named(unwritten)} from {writer.title}, which writes: {names}")
-        return None
-    return writer
+    elif writer or instances.obtainable(producer, *_GIVING):
+        return True
+    else:
+        report.error(path, f'{reader.title} reads {_named(keys)} from "{producer}", which writes: none')
+    return False
 
 
 def _by_producer(keys: Iterable[Key]) -> dict[str, list[Key]]:

@@ -216,6 +216,30 @@ def test_none_hides_another(type_name, parameters, expected):
     assert sorted(errors(type_name, parameters)) == sorted(expected)
 
 
+@pytest.mark.parametrize("reference", ["scorer", "scorre"], ids=["in a profile", "its reference misspelt"])
+@pytest.mark.parametrize(
+    ("producer", "expected"),
+    [
+        ("ghost", f'the producer "ghost", {UNKNOWN}'),
+        ("queue-scorer", '"queue-scorer", which writes: none'),
+        ("load", '"load" (plugins[1]), which writes: none'),
+    ],
+    ids=["unknown", "a type that writes nothing", "a plugin that writes nothing"],
+)
+def test_a_misspelt_reference_hides_no_producer(producer, expected, reference):
+    """Who is in no profile may be there by another spelling: whose keys he reads is looked at all the same."""
+    parameters = f"{{prefixMatchInfoProducerName: {producer}}}"
+    scorer = f"{{name: scorer, type: prefix-cache-scorer, parameters: {parameters}}}"
+    text = f"plugins: [{scorer}, {{name: load, type: random-picker}}]\n"
+    text += f"schedulingProfiles: [{{name: default, plugins: [{{pluginRef: {reference}}}]}}]"
+    with pytest.raises(InvalidConfig) as caught:
+        resolve(HEAD + text, "f", REGISTRY, context)
+    told = {problem.place: problem.message for problem in caught.value.problems}
+    reads = '"scorer" (plugins[0]) reads matched_tokens and matchable_tokens from '
+    assert told.pop("plugins[0].parameters.prefixMatchInfoProducerName").startswith(reads + expected)
+    assert len(told) == (reference != "scorer")
+
+
 class Foreign(PlainFilter):
     """Complains as a plugin may that knows of no places."""
 
