@@ -163,6 +163,8 @@ __all__ = [
     "Page",
     "PageExtractor",
     "PageParameters",
+    "PagePath",
+    "PagePort",
     "Parameters",
     "Parser",
     "Pick",
@@ -281,26 +283,37 @@ def refers_to_profile(*optional: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _rooted(path: str) -> str:
+    return path if path.startswith("/") else f"/{path}"
+
+
+PagePath = Annotated[str, Field(min_length=1), AfterValidator(_rooted)]
+"""A field with the path of a URL, with or without the slash that it begins with."""
+
+PagePort = Annotated[Annotated[int, Field(ge=0, le=65535)] | None, AfterValidator(lambda port: port or None)]
+"""A field with a port; 0 is none, as in llm-d."""
+
+
 class PageParameters(Parameters):
     """The parameters of a data source that fetches a page of every endpoint.
 
     Attributes:
         scheme, path: of its URL; a subclass has its own defaults.
-        port: None for the one where the endpoint serves its metrics, or else its requests.
+        port: None, written 0 or left out, for the one where the endpoint serves its metrics, or else its requests.
         insecure_skip_verify: with https, whether any certificate is accepted.
         ca_cert_path: certificates (PEM) to check the endpoints' against; "" for the system's.
         client_cert_path, client_key_path: our own certificate and its key (PEM).
-        interval: seconds between two fetches of one page; None for the default.
+        interval: seconds between two fetches of one page; None, written "" or left out, for the default.
     """
 
     scheme: Literal["http", "https"] = "http"
-    path: str = Field(default="/metrics", pattern=r"^/")
-    port: int | None = Field(default=None, ge=1, le=65535)
+    path: PagePath = "/metrics"
+    port: PagePort = None
     insecure_skip_verify: bool = True
     ca_cert_path: str = ""
     client_cert_path: str = ""
     client_key_path: str = ""
-    interval: PositiveDuration | None = None
+    interval: Annotated[PositiveDuration | None, BeforeValidator(lambda value: None if value == "" else value)] = None
 
     @model_validator(mode="after")
     def _key_of_a_certificate(self) -> Self:

@@ -19,7 +19,7 @@ Parameters
     of dcgm-data-source:
 
     - `scheme` (http): or https.
-    - `path` (/metrics), `port` (9400): of the exporter's page.
+    - `path` (/metrics), `port` (9400): of the exporter's page; 0 is the port of the endpoint's metrics.
     - `insecureSkipVerify` (true): with https, accept any certificate.
     - `caCertPath` (none): certificates (PEM) to check the endpoints' against; without, the system's.
     - `clientCertPath`, `clientKeyPath` (none): our own certificate and its key (PEM), for endpoints that ask for one.
@@ -61,10 +61,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from pydantic import Field
-
 from epp.keys import attribute
-from epp.plugin import Context, Endpoint, Key, Page, PageParameters, formats
+from epp.plugin import Context, Endpoint, Key, Page, PageParameters, PagePort, formats
 
 METRIC: Final = "DCGM_FI_DEV_GPU_UTIL"
 _RANK = re.compile(r"-rank-\d+$")
@@ -73,7 +71,7 @@ _RANK = re.compile(r"-rank-\d+$")
 class DcgmParameters(PageParameters):
     """See the module's manual."""
 
-    port: int | None = Field(default=9400, ge=1, le=65535)
+    port: PagePort = 9400
     use_node_address: bool = False
 
 

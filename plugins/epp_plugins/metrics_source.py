@@ -16,13 +16,13 @@ Writes
 
 Parameters
     - `scheme` (http): or https.
-    - `path` (/metrics): of the page.
-    - `port` (none): of the page; without it, the one that the endpoint serves requests at.
+    - `path` (/metrics): of the page; the slash may be left out.
+    - `port` (none): of the page; without it, or with 0, the one that the endpoint serves requests at.
     - `insecureSkipVerify` (true): with https, accept any certificate.
     - `caCertPath` (none): certificates (PEM) to check the endpoints' against; without, the system's.
     - `clientCertPath`, `clientKeyPath` (none): our own certificate and its key (PEM), for endpoints that ask for one.
-    - `interval` (`--refresh-metrics-interval`): between two scrapes of an endpoint, such as "100ms"; less than 50 ms is
-      50 ms. In large pools it is stretched, so that the pool as a whole is scraped 200 times a second.
+    - `interval` (`--refresh-metrics-interval`, as is ""): between two scrapes of an endpoint, as "100ms"; less than
+      50 ms is 50 ms. In large pools it is stretched, so that the pool as a whole is scraped 200 times a second.
 
 Example:
     plugins:

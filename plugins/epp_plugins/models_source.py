@@ -16,8 +16,8 @@ Parameters
     of models-data-source:
 
     - `scheme` (http): or https.
-    - `path` (/v1/models): of the page.
-    - `port` (none): of the page; without it, the one that the endpoint serves requests at.
+    - `path` (/v1/models): of the page; the slash may be left out.
+    - `port` (none): of the page; without it, or with 0, the one that the endpoint serves requests at.
     - `insecureSkipVerify` (true): with https, accept any certificate.
     - `caCertPath` (none): certificates (PEM) to check the endpoints' against; without, the system's.
     - `clientCertPath`, `clientKeyPath` (none): our own certificate and its key (PEM), for endpoints that ask for one.
@@ -45,15 +45,13 @@ Where it departs from llm-d, and why
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
-
-from epp.plugin import Page, PageParameters, formats
+from epp.plugin import Page, PageParameters, PagePath, formats
 
 
 class ModelsParameters(PageParameters):
     """See the module's manual."""
 
-    path: str = Field(default="/v1/models", pattern=r"^/")
+    path: PagePath = "/v1/models"
 
 
 class ModelsDataSource:

@@ -29,7 +29,7 @@ Parameters
     of multicluster-metrics-data-source:
 
     - `scheme` (https): or http.
-    - `path` (/metrics), `port` (none; the metrics port, or else the endpoint's): of the page.
+    - `path` (/metrics), `port` (none, as is 0; the metrics port, or else the endpoint's): of the page.
     - `insecureSkipVerify` (false): with https, accept any certificate.
     - `caCertPath` (none): certificates (PEM) to check the clusters' against; without, the system's.
     - `clientCertPath`, `clientKeyPath` (none): our own certificate and its key (PEM), for clusters that ask for one.

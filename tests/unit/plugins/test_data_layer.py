@@ -30,8 +30,10 @@ from epp.testing import context
             Page("https", "/m", 9000, False, Path("ca"), Path("crt"), Path("key"), 1.0),
         ),
         ({"interval": "10ms"}, Page(interval=0.05)),
+        ({"port": 0, "interval": ""}, Page()),
+        ({"path": "metrics"}, Page()),
     ],
-    ids=["defaults", "all", "shortest"],
+    ids=["defaults", "all", "shortest", "empty values are none", "without the slash"],
 )
 def test_metrics_page(parameters, page):
     """The page as the parameters say."""
@@ -40,7 +42,15 @@ def test_metrics_page(parameters, page):
 
 @pytest.mark.parametrize(
     "parameters",
-    [{"scheme": "ftp"}, {"port": 0}, {"port": 65536}, {"path": "metrics"}, {"interval": 5}, {"clientKeyPath": "key"}],
+    [
+        {"scheme": "ftp"},
+        {"port": -1},
+        {"port": 65536},
+        {"path": ""},
+        {"interval": 5},
+        {"interval": "0s"},
+        {"clientKeyPath": "key"},
+    ],
     ids=str,
 )
 def test_pages_that_cant_be(parameters):

@@ -58,6 +58,8 @@ def made(cls: Any, **parameters: Any) -> Any:
         pytest.param(
             made(ModelsDataSource, port=2, path="/m").models_page(), Page(path="/m", port=2), id="models there"
         ),
+        pytest.param(made(DcgmDataSource, port=0).polled_page(), Page(), id="at the endpoint's own port"),
+        pytest.param(made(ModelsDataSource, path="m").models_page(), Page(path="/m"), id="without the slash"),
     ],
 )
 def test_pages(source: Page, page: Page) -> None:
@@ -68,11 +70,11 @@ def test_pages(source: Page, page: Page) -> None:
 @pytest.mark.parametrize(
     ("cls", "parameters"),
     [
-        (DcgmDataSource, {"port": 0}),
+        (DcgmDataSource, {"port": -1}),
         (DcgmDataSource, {"useNode": True}),
         (MulticlusterMetricsDataSource, {"scheme": "ftp"}),
         (MulticlusterMetricsExtractor, {"queueSizeMetric": ""}),
-        (ModelsDataSource, {"path": "models"}),
+        (ModelsDataSource, {"path": ""}),
         (K8sNotificationSource, {"version": "v1"}),
         (K8sNotificationSource, {"version": "v1", "kind": ""}),
         (MulticlusterFileDiscovery, {}),
