@@ -5,7 +5,7 @@ from typing import Any
 
 from epp.settings.instances import Instance, Instances
 from epp.settings.migrations import extracting
-from epp.settings.models import DataLayer, EndpointPickerConfig, PluginRef
+from epp.settings.models import DataLayer, EndpointPickerConfig
 from epp.settings.problems import BROKEN, Path, Report
 from epp.settings.sections import Reference, check
 from epp.sources import ObjectReader, ObjectWatch, PageReader, Poll, Sources
@@ -34,8 +34,8 @@ def resolve_sources(
         if instances.known(name):
             instances.inject(name, path)
     check(references, instances, report)
-    _check_twice(key, written, report)
     _check_pairs(key, section, instances, report)
+    _warn_of_twice(key, written, report)
     _warn(key, section, report)
     layer = _Layer(section, instances, report)
     return layer.sources(), layer.taken
@@ -53,18 +53,20 @@ def _references(key: str, section: DataLayer) -> Iterator[Reference]:
         yield (key, "discovery", *steps), name, "discovery"
 
 
-def _check_twice(key: str, section: DataLayer, report: Report) -> None:
-    """Whether each source stands once, and so each extractor of one."""
-    _check_list((key, "sources"), section.sources, "list its extractors there", report)
+def _warn_of_twice(key: str, section: DataLayer, report: Report) -> None:
+    """Of sources that stand twice, whose extractors are taken together, and of extractors twice below one source."""
+    merged: dict[str, set[str]] = {}
     for index, source in enumerate(section.sources):
-        _check_list((key, "sources", index, "extractors"), source.extractors, "leave it out here", report)
-
-
-def _check_list(path: Path, refs: Sequence[PluginRef], remedy: str, report: Report) -> None:
-    names = [ref.plugin_ref for ref in refs]
-    for index, name in enumerate(names):
-        if name in names[:index] and name != BROKEN:
-            report.error((*path, index, "pluginRef"), f'"{name}" stands above already: {remedy}')
+        path: Path = (key, "sources", index)
+        if source.plugin_ref in merged and source.plugin_ref != BROKEN:
+            message = f'"{source.plugin_ref}" stands above already: its extractors are taken together'
+            report.warning((*path, "pluginRef"), message)
+        extractors = merged.setdefault(source.plugin_ref, set())
+        for number, extractor in enumerate(source.extractors):
+            if extractor.plugin_ref in extractors and extractor.plugin_ref != BROKEN:
+                message = f'"{extractor.plugin_ref}" reads {source.plugin_ref} already: it counts once'
+                report.warning((*path, "extractors", number, "pluginRef"), message)
+            extractors.add(extractor.plugin_ref)
 
 
 def _check_pairs(key: str, section: DataLayer, instances: Instances, report: Report) -> None:
@@ -94,6 +96,15 @@ def _warn(key: str, section: DataLayer, report: Report) -> None:
         report.warning((key, "crossReplica"), _NO_EFFECT)
 
 
+def _merged(section: DataLayer) -> dict[str, list[str]]:
+    """The names of each source's extractors, each once; those of a source that stands twice together."""
+    named: dict[str, list[str]] = {}
+    for source in section.sources:
+        above = named.get(source.plugin_ref, [])
+        named[source.plugin_ref] = list(dict.fromkeys([*above, *(each.plugin_ref for each in source.extractors)]))
+    return named
+
+
 class _Layer:
     """The section against the plugins. KServe appends a source to `plugins` and refers to it nowhere: it is meant, too.
 
@@ -105,7 +116,7 @@ class _Layer:
         self._section = section
         self._instances = instances
         self._report = report
-        self._named = {source.plugin_ref: [each.plugin_ref for each in source.extractors] for source in section.sources}
+        self._named = _merged(section)
         self._wiring: dict[str, tuple[str, ...]] = {}
         self.taken: list[Instance] = []
 

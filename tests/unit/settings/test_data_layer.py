@@ -135,6 +135,14 @@ GPUS = ("dcgm-data-source", ("dcgm-extractor",))
             id="the listed extractor",
         ),
         pytest.param(
+            "plugins: [{type: dcgm-data-source}, {type: dcgm-extractor}, {type: gpus}]\n"
+            "dataLayer: {sources: [{pluginRef: dcgm-data-source, extractors: [{pluginRef: gpus}]}, "
+            "{pluginRef: dcgm-data-source, extractors: [{pluginRef: dcgm-extractor}, {pluginRef: gpus}]}]}",
+            [METRICS, ("dcgm-data-source", ("gpus", "dcgm-extractor"))],
+            True,
+            id="a source that stands twice",
+        ),
+        pytest.param(
             f"plugins: [{DCGM}, {{type: dcgm-data-source, name: other}}, {{type: gpus}}]\n"
             "dataLayer: {sources: [{pluginRef: other, extractors: [{pluginRef: gpus}]}]}",
             [METRICS, ("other", ("gpus",)), GPUS],
@@ -249,6 +257,28 @@ def test_shown(text, shown):
             ),
             id="replicas",
         ),
+        pytest.param(
+            "dataLayer: {sources: [{pluginRef: metrics-data-source}, {pluginRef: metrics-data-source, "
+            "extractors: [{pluginRef: core-metrics-extractor}]}]}",
+            (
+                (
+                    'dataLayer.sources[1].pluginRef: "metrics-data-source" stands above already: '
+                    "its extractors are taken together"
+                ),
+            ),
+            id="a source twice",
+        ),
+        pytest.param(
+            "dataLayer: {sources: [{pluginRef: metrics-data-source, "
+            "extractors: [{pluginRef: core-metrics-extractor}, {pluginRef: core-metrics-extractor}]}]}",
+            (
+                (
+                    "dataLayer.sources[0].extractors[1].pluginRef: "
+                    '"core-metrics-extractor" reads metrics-data-source already: it counts once'
+                ),
+            ),
+            id="an extractor twice",
+        ),
     ],
 )
 def test_warnings(text, warnings):
@@ -288,18 +318,6 @@ def test_warnings(text, warnings):
             "dataLayer.sources[0].extractors[0].pluginRef: "
             '"dcgm-extractor" reads nothing that endpoint-notification-source gives',
             id="a reader of pages hears of no endpoints",
-        ),
-        pytest.param(
-            "dataLayer: {sources: [{pluginRef: metrics-data-source}, {pluginRef: metrics-data-source}]}",
-            'dataLayer.sources[1].pluginRef: "metrics-data-source" stands above already: list its extractors there',
-            id="a source twice",
-        ),
-        pytest.param(
-            "dataLayer: {sources: [{pluginRef: metrics-data-source, "
-            "extractors: [{pluginRef: core-metrics-extractor}, {pluginRef: core-metrics-extractor}]}]}",
-            "dataLayer.sources[0].extractors[1].pluginRef: "
-            '"core-metrics-extractor" stands above already: leave it out here',
-            id="an extractor twice",
         ),
         pytest.param(
             "plugins: [{type: failing}]",
