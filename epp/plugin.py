@@ -92,7 +92,7 @@ from epp.keys import (
 )
 from epp.pool import Candidates, Codes, Endpoint, Floats, Ints, Mask, Pick, Pool
 from epp.prefix import Chain, Hasher, PrefixIndex
-from epp.quantities import parse_duration
+from epp.quantities import parse_duration, parse_size
 from epp.request import BYTES_PER_TOKEN, Body, Outcome, Request, Usage
 from epp.sources import (
     ENGINE_LABELS,
@@ -184,12 +184,14 @@ __all__ = [
     "UnknownPlugin",
     "Usage",
     "WrongParameters",
+    "absent_profiles",
     "formats",
     "higher_is_better",
     "lower_is_better",
     "matchable_tokens",
     "matched_tokens",
     "parse_selector",
+    "parse_size",
     "pool_key",
     "refers_to",
     "refers_to_profile",
@@ -281,6 +283,24 @@ def refers_to_profile(*optional: str) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def absent_profiles(context: "Context", named: Mapping[str, str], *optional: str) -> tuple[str, ...]:
+    """Remarks about profiles that aren't there, for a plugin that does without; there need not be an optional one.
+
+    Args:
+        context: of the plugin.
+        named: the profiles' names, by the keys of the parameters that have them.
+        optional: names that need no remark.
+    """
+    if context.profiles is None:
+        return ()
+    there = ", ".join(context.profiles)
+    return tuple(
+        f'no profile is called "{name}", which {key} names: it has no effect; there are: {there}'
+        for key, name in named.items()
+        if name not in (*context.profiles, *optional)
+    )
 
 
 def _rooted(path: str) -> str:

@@ -32,6 +32,7 @@ _SUFFIXES = {
     **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", 1)},
 }
 _QUANTITY = re.compile(rf"([+-]?{_NUMBER})(?:[eE]([+-]?[0-9]{{1,3}})|([numkMGTPE]|[KMGTPE]i)?)")
+_SIZE = re.compile(r"([0-9][0-9,]*(?:\.[0-9]*)?)\s*(?:([kmgtpe])(i?))?b?", re.IGNORECASE)
 _EXACT = Context(prec=2000)  # of any number of digits that a command line or a file is likely to hold
 
 
@@ -80,3 +81,20 @@ def parse_bytes(text: str) -> int:
     if value < 0:
         raise ValueError(f"{text!r} is negative")
     return value
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes as people write it, in any case: `2GiB`, `500 MB`, `1.5g`, `1,024`.
+
+    Raises:
+        ValueError: it is none, or 0.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size: write it like 2GiB, 500MB or 1048576")
+    digits, letter, binary = match.groups(default="")
+    prefix = "k" if letter in {"k", "K"} and not binary else letter.upper()
+    size = parse_quantity(digits.replace(",", "") + prefix + binary.lower())
+    if size == 0:
+        raise ValueError(f"{text!r} is no room at all: write it like 2GiB, 500MB or 1048576")
+    return size

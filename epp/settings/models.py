@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from epp.plugin import Duration, PositiveDuration
+from epp.plugin import Duration
 from epp.quantities import parse_quantity
 
 API_VERSION = "llm-d.ai/v1alpha1"
@@ -98,11 +98,11 @@ class Discovery(Section):
 
 
 class CrossReplica(Section):
-    """`dataLayer.crossReplica` of v1: what replicas of the picker tell each other."""
+    """`dataLayer.crossReplica` of v1: what replicas of the picker tell each other; times of 0 mean the defaults."""
 
     syncer_plugin_ref: str | None = None
-    sync_interval: PositiveDuration | None = None
-    publish_timeout: PositiveDuration | None = None
+    sync_interval: Duration | None = None
+    publish_timeout: Duration | None = None
 
 
 class DataLayer(Section):
@@ -114,8 +114,8 @@ class DataLayer(Section):
     peer_discovery: PluginRef | None = None
     cross_replica: CrossReplica | None = None
     cross_replica_syncer_plugin_ref: str | None = None
-    cross_replica_sync_interval: PositiveDuration = 0.2
-    cross_replica_publish_timeout: PositiveDuration | None = None
+    cross_replica_sync_interval: Duration = 0.2
+    cross_replica_publish_timeout: Duration | None = None
 
 
 class PriorityBand(Section):

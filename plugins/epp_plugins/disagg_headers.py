@@ -12,7 +12,8 @@ Writes
     The two request headers; a client's own copy never passes.
 
 Parameters
-    - `prefillProfile` (prefill), `encodeProfile` (encode): the names of the profiles.
+    - `prefillProfile` (prefill), `encodeProfile` (encode): the names of the profiles. One
+      that isn't there has no effect, with a warning unless it is the default.
 
 Example:
     plugins:
@@ -37,17 +38,16 @@ Where it departs from llm-d, and why
 """
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import epp.plugin
-from epp.plugin import Decision, Request, refers_to_profile
+from epp.plugin import Context, Decision, Request, absent_profiles
 
 
 class HeadersParameters(epp.plugin.Parameters):
     """See the module's manual."""
 
-    prefill_profile: Annotated[str, refers_to_profile("prefill")] = "prefill"
-    encode_profile: Annotated[str, refers_to_profile("encode")] = "encode"
+    prefill_profile: str = "prefill"
+    encode_profile: str = "encode"
 
 
 class DisaggHeadersHandler:
@@ -58,8 +58,10 @@ class DisaggHeadersHandler:
     Parameters = HeadersParameters
     deprecated = 'leave it out, "disagg-profile-handler" sets the headers itself'
 
-    def __init__(self, parameters: HeadersParameters) -> None:
+    def __init__(self, parameters: HeadersParameters, context: Context) -> None:
         self._prefill, self._encode = parameters.prefill_profile, parameters.encode_profile
+        named = {"prefillProfile": self._prefill, "encodeProfile": self._encode}
+        self.remarks = absent_profiles(context, named, "prefill", "encode")
 
     def request_headers(self, request: Request, decision: Decision) -> Mapping[str, str]:
         """Where the other stages are."""

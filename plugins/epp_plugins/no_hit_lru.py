@@ -16,8 +16,8 @@ Writes
     Nothing.
 
 Parameters
-    - `lruSize` (1024): the endpoints whose last use is remembered, above 0; beyond, the one used longest ago counts as
-      never used.
+    - `lruSize` (1024): the endpoints whose last use is remembered; beyond, the one used longest ago counts as never
+      used. 0 or less means the default, with a warning.
     - `prefixMatchInfoProducerName` (approx-prefix-cache-producer): whose figures to use.
     - `prefixPluginName`, `prefixPluginType`: deprecated; a scorer of prefixes, whose producer counts.
 
@@ -44,6 +44,7 @@ Where it departs from llm-d, and why
 """
 
 from collections import OrderedDict
+from typing import Final, Self
 
 import numpy as np
 from pydantic import Field
@@ -51,6 +52,7 @@ from pydantic import Field
 import epp.plugin
 from epp.plugin import APPROX_PREFIX_PRODUCER, Candidates, Context, Decision, Floats, Pool, Request, matched_tokens
 
+_DEFAULT: Final = 1024
 _NOW = 'write "prefixMatchInfoProducerName"'
 
 
@@ -98,13 +100,19 @@ class NoHitLruScorer:
     class Parameters(epp.plugin.Parameters):
         """See the module's manual."""
 
-        lru_size: int = Field(default=1024, gt=0)
+        lru_size: int = _DEFAULT
         prefix_match_info_producer_name: str | None = None
         prefix_plugin_type: str | None = Field(default=None, deprecated=_NOW)
         prefix_plugin_name: str | None = Field(default=None, deprecated=_NOW)
 
+        def effective(self) -> Self:
+            """With the size that counts."""
+            return self.model_copy(update={"lru_size": self.lru_size if self.lru_size > 0 else _DEFAULT})
+
     def __init__(self, parameters: Parameters, context: Context) -> None:
-        size = parameters.lru_size
+        size = parameters.effective().lru_size
+        given = parameters.lru_size
+        self.remarks = () if given > 0 else (f"lruSize is {given}: the default counts, {size}",)
         self._matched = matched_tokens(parameters.prefix_match_info_producer_name or APPROX_PREFIX_PRODUCER)
         self.reads = (self._matched,)
         self._uses = context.state(size, lambda: _Uses(size, context.pool))

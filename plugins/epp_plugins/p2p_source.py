@@ -21,7 +21,8 @@ Writes
 Parameters
     - `prefixMatchInfoProducerName` (approx-prefix-cache-producer): whose figures to use.
     - `minCachedTokenDelta` (1): the tokens that make a transfer worthwhile.
-    - `prefillProfileName` (prefill): the profile that picks the computing endpoint.
+    - `prefillProfileName` (prefill): the profile that picks the computing endpoint; the primary one where it
+      didn't run. One that isn't there is a warning, unless it is the default.
 
 Example:
     plugins:
@@ -39,7 +40,7 @@ Where it departs from llm-d, and why
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Final
+from typing import Final
 
 import numpy as np
 from pydantic import Field
@@ -50,11 +51,12 @@ from epp.plugin import (
     CACHE_BLOCK_SIZE,
     WAITING,
     Candidates,
+    Context,
     Decision,
     Floats,
     Request,
+    absent_profiles,
     matched_tokens,
-    refers_to_profile,
 )
 
 HEADER: Final = "x-kv-cache-source-host-port"
@@ -67,7 +69,7 @@ class P2pParameters(epp.plugin.Parameters):
 
     prefix_match_info_producer_name: str = APPROX_PREFIX_PRODUCER
     min_cached_token_delta: int = Field(default=1, ge=0)
-    prefill_profile_name: Annotated[str, refers_to_profile("prefill")] = "prefill"
+    prefill_profile_name: str = "prefill"
 
 
 class P2pSourceProducer:
@@ -79,10 +81,11 @@ class P2pSourceProducer:
     Parameters = P2pParameters
     stability = "alpha"
 
-    def __init__(self, parameters: P2pParameters) -> None:
+    def __init__(self, parameters: P2pParameters, context: Context) -> None:
         self._matched = matched_tokens(parameters.prefix_match_info_producer_name or APPROX_PREFIX_PRODUCER)
         self._delta = parameters.min_cached_token_delta
         self._prefill = parameters.prefill_profile_name
+        self.remarks = absent_profiles(context, {"prefillProfileName": self._prefill}, "prefill")
         self._found: tuple[Decision, str] | None = None
         self.reads = (self._matched,)
 

@@ -65,14 +65,15 @@ Parameters
     - `kvEventsConfig`: `zmqEndpoint` (""), `topicFilter` (kv@), `concurrency` (4), `engineType` (vllm), or sglang,
       `discoverPods` (true), `podDiscoveryConfig` (`podLabelSelector` llm-d.ai/inference-serving=true, `podNamespace`
       "", `socketPort` 5557, `replaySocketPort` 0).
-    - `speculativeIndexing` (false), `speculativeTTL` (2s).
+    - `speculativeIndexing` (false), `speculativeTTL` (2s, also for "" and for 0).
 
     of prefix-cache-scorer and multicluster-prefix-cache-scorer:
 
     - `prefixMatchInfoProducerName` (approx-prefix-cache-producer, multicluster-approx-prefix-cache-producer): whose
       figures to use.
     - `matchLengthWeight` (0): between 0, the share alone, and 1, the length alone.
-    - `matchLengthScaleTokens` (8192): the cached length from which on more makes no difference.
+    - `matchLengthScaleTokens` (8192): the cached length from which on more makes no difference; above 0 if the weight
+      is.
 
 Example:
     plugins:
@@ -104,10 +105,10 @@ Where it departs from llm-d, and why
 """
 
 from collections.abc import Mapping
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 import epp.plugin
 from epp.plugin import (
@@ -119,15 +120,16 @@ from epp.plugin import (
     Chain,
     Context,
     Decision,
+    Duration,
     Floats,
     Hasher,
     Key,
-    PositiveDuration,
     PrefixIndex,
     Request,
     WrongParameters,
     matchable_tokens,
     matched_tokens,
+    parse_size,
 )
 
 DEFAULT_BLOCK: Final = 16
@@ -274,10 +276,15 @@ class InMemory(epp.plugin.Parameters):
     pod_cache_size: int = Field(default=10, gt=0)
 
 
+def _size(text: str) -> str:
+    parse_size(text)
+    return text
+
+
 class CostAware(epp.plugin.Parameters):
     """`costAwareMemoryConfig`."""
 
-    size: str = "2GiB"
+    size: Annotated[str, AfterValidator(_size)] = "2GiB"
 
 
 class Redis(epp.plugin.Parameters):
@@ -350,6 +357,15 @@ class Events(epp.plugin.Parameters):
     pod_discovery_config: PodDiscovery = PodDiscovery()
 
 
+DEFAULT_TTL: Final = 2.0
+Ttl = Annotated[
+    Duration,
+    BeforeValidator(lambda value: "0s" if value == "" else value),
+    AfterValidator(lambda seconds: seconds or DEFAULT_TTL),
+]
+"""As in llm-d, no time at all means the default."""
+
+
 class PreciseParameters(epp.plugin.Parameters):
     """See the module's manual."""
 
@@ -357,7 +373,7 @@ class PreciseParameters(epp.plugin.Parameters):
     indexer_config: Indexer = Indexer()
     kv_events_config: Events = Events()
     speculative_indexing: bool = False
-    speculative_ttl: PositiveDuration = Field(default=2.0, alias="speculativeTTL")
+    speculative_ttl: Ttl = Field(default=DEFAULT_TTL, alias="speculativeTTL")
 
     @property
     def block_tokens(self) -> int:
@@ -390,11 +406,12 @@ class ScorerParameters(epp.plugin.Parameters):
 
     prefix_match_info_producer_name: str = APPROX_PREFIX_PRODUCER
     match_length_weight: float = Field(default=0.0, ge=0.0, le=1.0)
-    match_length_scale_tokens: float = Field(default=8192.0, ge=0.0)
+    match_length_scale_tokens: float = 8192.0
 
     @model_validator(mode="after")
     def _scale(self) -> "ScorerParameters":
-        if self.match_length_weight > 0 and not self.match_length_scale_tokens > 0:
+        weight = dict(self).get("match_length_weight")  # missing where it is wrong: then 0 isn't what is meant
+        if weight != 0 and not self.match_length_scale_tokens > 0:
             raise WrongParameters((("matchLengthScaleTokens",), "must be above 0 if matchLengthWeight is"))
         return self
 

@@ -33,8 +33,9 @@ Parameters
       `dynamic.factor` (1024);
       `video`: `defaultResolution` (as above), `defaultDuration` (10, in seconds), `tokensPerFrame` with `mode`
       (dynamic, or static), `static.numTokensPerFrame` (0), `dynamic.factor` (1024); `frames` with `mode` (sampled, or
-      strided), `minFrames` (0), `maxFrames` (0: no limit), `sampled` with `sampleFPS` (2) and `temporalPatchSize` (1),
-      `strided` with `defaultSourceFPS` (24) and `frameStride` (1); `maxVideoTokens` (0: no limit).
+      strided), `minFrames` (0), `maxFrames` (0: no limit), which wins, `sampled` with `sampleFPS` (2) and
+      `temporalPatchSize` (1), `strided` with `defaultSourceFPS` (24) and `frameStride` (1); `maxVideoTokens` (0: no
+      limit).
     - `vllm`: `url` (http://localhost:8000), `timeout` (5s), `mmTimeout` (30s); `http`, deprecated, for `url`.
     - `modelName` (""): the model that the server renders for; required with `vllm`.
     - `backend`: deprecated; `estimate` or `vllm`, which with its defaults needs no key of its own then.
@@ -162,12 +163,6 @@ class Frames(epp.plugin.Parameters):
     sampled: Sampled = Sampled()
     strided: Strided = Strided()
 
-    @model_validator(mode="after")
-    def _some_between(self) -> "Frames":
-        if 0 < self.max_frames < self.min_frames:
-            raise WrongParameters((("minFrames",), "must not be above maxFrames"))
-        return self
-
     def of(self, duration: float, fps: float | None) -> int:
         """How many frames a video of so many seconds has that count."""
         if self.mode == "sampled":
@@ -176,7 +171,8 @@ class Frames(epp.plugin.Parameters):
         return self._within(int(duration * rate) // self.strided.frame_stride)
 
     def _within(self, frames: int) -> int:
-        return max(min(frames, self.max_frames or frames), self.min_frames)
+        frames = max(frames, self.min_frames)
+        return min(frames, self.max_frames or frames)
 
 
 class Video(epp.plugin.Parameters):

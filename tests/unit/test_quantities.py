@@ -2,7 +2,7 @@
 
 import pytest
 
-from epp.quantities import parse_bytes, parse_duration, parse_quantity
+from epp.quantities import parse_bytes, parse_duration, parse_quantity, parse_size
 
 DURATIONS = {
     "0": 0,
@@ -82,3 +82,33 @@ def test_bytes_may_end_in_b(text: str, value: int) -> None:
 def test_bad_bytes_say_what_is_allowed(text: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2GiB", 2 * 2**30),
+        ("500MB", 500_000_000),
+        ("10KB", 10_000),
+        ("1.5 gib", 3 * 2**29),
+        (" 1,024 b", 1024),
+        ("7", 7),
+        ("3k", 3000),
+    ],
+)
+def test_sizes(text: str, value: int) -> None:
+    """As people write them: in any case, with or without B and spaces."""
+    assert parse_size(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        *((text, "2GiB, 500MB") for text in ("2XB", "", "GiB", "-1MiB", "1e3")),
+        ("0", "no room"),
+        ("9EiB", "doesn't fit"),
+    ],
+)
+def test_what_is_no_size(text: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        parse_size(text)

@@ -246,8 +246,9 @@ def test_no_hit_lru_of_candidates():
 
 
 def test_no_hit_lru_of_some():
-    """Beyond `lruSize` endpoints the one used longest ago counts as never used."""
+    """Beyond `lruSize` endpoints the one used longest ago counts as never used; 0 means the default."""
     np.testing.assert_allclose(Cold(2, 0, 1, lruSize=2).scores(), [1 / 3, 0, 1, 2 / 3])
+    np.testing.assert_allclose(Cold(2, 0, 1, lruSize=0).scores(), [1 / 3, 0, 2 / 3, 1])
 
 
 def test_no_hit_lru_forgets():

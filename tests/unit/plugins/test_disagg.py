@@ -207,7 +207,8 @@ def test_headers_and_metric(profiles, headers, kind):
     assert made.request_headers(sent, found) == headers
     key = ("llm_d_epp_disagg_decision_total", "pd", "disagg-profile-handler", "m", kind)
     assert counted.values == {key: 1.0}
-    assert DisaggHeadersHandler(DisaggHeadersHandler.Parameters()).request_headers(sent, found) == headers
+    plain = DisaggHeadersHandler(DisaggHeadersHandler.Parameters(), context())
+    assert plain.request_headers(sent, found) == headers
 
 
 def test_several_endpoints_of_a_stage():
@@ -216,7 +217,7 @@ def test_several_endpoints_of_a_stage():
     several = replace_picks(
         decided(c, 0, profile="decode"), c.pick("prefill", [1, 2], 1.0), c.pick("encode", [2, 3], 1.0)
     )
-    made = DisaggHeadersHandler(DisaggHeadersHandler.Parameters())
+    made = DisaggHeadersHandler(DisaggHeadersHandler.Parameters(), context())
     assert made.request_headers(request(), several) == {
         "x-prefiller-host-port": "10.0.0.2:8000",
         "x-encoder-hosts-ports": "10.0.0.3:8000,10.0.0.4:8000",
@@ -407,7 +408,7 @@ def test_header_of_no_profile(headers):
 
 
 def source(matched, waiting, request_id="r", chosen=0, delta=1, prefill=None, block=nan):
-    plugin = P2pSourceProducer(P2pSourceProducer.Parameters.model_validate({"minCachedTokenDelta": delta}))
+    plugin = P2pSourceProducer(P2pSourceProducer.Parameters.model_validate({"minCachedTokenDelta": delta}), context())
     c = candidates(
         waiting=waiting,
         cache_block_size=np.broadcast_to(block, len(matched)),

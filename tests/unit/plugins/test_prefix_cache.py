@@ -232,6 +232,7 @@ def scores(matched: list[float], matchable: list[float], producer_name: str = ""
         ({"matchLengthWeight": 1, "matchLengthScaleTokens": 640}, [0, 0.04, 0.25]),  # (128/640)^2, (320/640)^2
         ({"matchLengthWeight": 1, "matchLengthScaleTokens": 64}, [0, 1, 1]),
         ({"matchLengthWeight": 0, "matchLengthScaleTokens": 0}, [0, 0.4, 1]),
+        ({"matchLengthWeight": 0, "matchLengthScaleTokens": -1}, [0, 0.4, 1]),
         ({"prefixMatchInfoProducerName": ""}, [0, 0.4, 1]),
     ],
     ids=str,

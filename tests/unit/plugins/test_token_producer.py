@@ -108,6 +108,11 @@ CASES: dict[str, tuple[dict[str, Any], tuple[Request, bytes], float]] = {
         5 * 225,
     ),
     "at least so many frames": ({"video": {"frames": {"minFrames": 40}}}, chat(VIDEO), 40 * 225),
+    "at most so many frames, whatever the least is": (
+        {"video": {"frames": {"minFrames": 40, "maxFrames": 10}}},
+        chat(VIDEO),
+        10 * 225,
+    ),
     "so many tokens a frame, and no more": (
         {"video": {"tokensPerFrame": {"mode": "static", "static": {"numTokensPerFrame": 64}}, "maxVideoTokens": 1000}},
         chat(VIDEO),
