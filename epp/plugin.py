@@ -261,7 +261,7 @@ def refers_to(kind: type, called: str, *optional: str) -> AfterValidator:
         if not name or not isinstance(info.context, Context):
             return name
         try:
-            found = info.context.plugin(name)
+            found = info.context.plugin(name, kind)
         except UnknownPlugin:
             if name in optional:
                 return name
@@ -376,7 +376,11 @@ def _uncounted(_name: str, _labels: Mapping[str, str]) -> Counter:
     return _Uncounted()
 
 
-def _nobody(name: str) -> Any:
+Class = type[Any]
+"""A class or a protocol."""
+
+
+def _nobody(name: str, _kind: Class) -> Any:
     raise UnknownPlugin(f'no plugin is called "{name}"')
 
 
@@ -403,16 +407,20 @@ class Context:
     type: str = ""
     profiles: Sequence[str] | None = None
     states: States = field(default_factory=States)
-    lookup: Callable[[str], Any] = _nobody
+    lookup: Callable[[str, Class], Any] = _nobody
     counters: Callable[[str, Mapping[str, str]], Counter] = _uncounted
 
-    def plugin(self, name: str) -> Any:
+    def plugin(self, name: str, kind: Class = object) -> Any:
         """Another plugin of the configuration by its name; it is made first. For constructors.
+
+        Args:
+            name: of the plugin.
+            kind: a class or protocol; of the plugins that could be meant an error names those that are such.
 
         Raises:
             UnknownPlugin: nobody is called that, or it is being made itself and has asked for this one.
         """
-        return self.lookup(name)
+        return self.lookup(name, kind)
 
     def counter(self, name: str, labels: Mapping[str, str]) -> Counter:
         """A counter of `/metrics`; one that isn't there is added, under the name as it is given.

@@ -229,8 +229,10 @@ class Instances:
         """Whether the name is that of something broken, or may be."""
         return name in self.broken or any(name in names for names in self._nameless)
 
-    def look_up(self, name: str) -> Any:
+    def look_up(self, name: str, kind: type) -> Any:
         """The plugin of that name, for another one: made now if it is not there yet.
+
+        Where there is none, the error names those of the kind, a class or protocol.
 
         Raises:
             UnknownPlugin: there is none, or it waits for the one that asks.
@@ -243,12 +245,22 @@ class Instances:
             self._complete(entry)
         found = entry.made if entry is not None else self.by_name.get(name)
         if found is None and entry is None:
-            raise UnknownPlugin("" if self._excused(name) else self._unknown(name, self._named), name)
+            raise UnknownPlugin("" if self._excused(name) else self._unknown(name, self._fitting(kind)), name)
         inert = found is not None and found.inert
         if found is None or found.plugin is None or inert:
             raise UnknownPlugin(f'"{name}" has no effect yet' if inert else "", name)  # broken: the report says why
         self.asked_for[found.name] = found
         return found.plugin
+
+    def _fitting(self, kind: type) -> list[str]:
+        """The names of the entries that are of a class or protocol, as far as can be seen before they are made."""
+
+        def fits(entry: _Entry) -> bool:
+            with suppress(ConfigError, TypeError):  # an unknown type; a protocol that has attributes
+                return issubclass(self._find(ALIASES.get(entry.spec.type, entry.spec.type)).cls, kind)
+            return True
+
+        return [name for name, entry in self._named.items() if fits(entry)]
 
     def inject(self, name: str, path: Path, parameters: dict[str, Any] | None = None) -> Instance | None:
         """The instance of that name, or else a new one of the type of that name.

@@ -44,7 +44,7 @@ class Counted:
 
 
 def with_plugins(*, counters: Any = None, **plugins: Any) -> Context:
-    def lookup(name: str) -> Any:
+    def lookup(name: str, _kind: type) -> Any:
         if name not in plugins:
             raise UnknownPlugin("", name)
         return plugins[name]

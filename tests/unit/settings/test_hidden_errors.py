@@ -21,7 +21,7 @@ OF_DISAGG = (
     "stageOrder, profiles, deciders, decodeProfile, prefillProfile, encodeProfile, prefillDeciderPluginName, "
     "encodeDeciderPluginName, deciderPluginName"
 )
-NOBODY = 'no plugin is called "nobody"; there are: {type}, decode-filter'
+NOBODY = 'no plugin is called "nobody"; there are: none'
 READS = '"prefix-cache-scorer" (plugins[0]) reads matched_tokens and matchable_tokens from the producer "ghost", which'
 OF_ENGINES = "vllm, sglang, trtllm-serve, triton-tensorrt-llm, triton"
 
@@ -42,7 +42,7 @@ def errors(type_name, parameters):
             "disagg-profile-handler",
             "{deciders: {prefill: nobody, encode: decode-filter}, profiles: {decode: zz}}",
             [
-                (".deciders.prefill", NOBODY.format(type="disagg-profile-handler")),
+                (".deciders.prefill", NOBODY),
                 (".deciders.encode", NO_DECIDER),
                 (".profiles.decode", 'no profile is called "zz"; there are: decode'),
             ],
@@ -53,7 +53,7 @@ def errors(type_name, parameters):
             "{stageOrder: bogus, deciders: {prefill: nobody, encode: decode-filter}}",
             [
                 (".stageOrder", 'must be "decode-first" or "prefill-first", not \'bogus\''),
-                (".deciders.prefill", NOBODY.format(type="disagg-profile-handler")),
+                (".deciders.prefill", NOBODY),
                 (".deciders.encode", NO_DECIDER),
             ],
             id="references behind a bad value",
@@ -113,7 +113,7 @@ def errors(type_name, parameters):
             "bogus: 1}",
             [
                 (".bogus", f"unknown key; allowed: {OF_DISAGG}"),
-                (".deciders.prefill", NOBODY.format(type="disagg-profile-handler")),
+                (".deciders.prefill", NOBODY),
                 (".deciders.prefill", "has no place in prefill-first, where the prefill profile always runs"),
                 (".deciders.encode", NO_DECIDER),
                 (".profiles.decode", NO_PROFILE),
@@ -124,7 +124,7 @@ def errors(type_name, parameters):
             "disagg-profile-handler",
             "{deciders: {prefill: nobody}, decodeProfile: zz}",
             [
-                (".deciders.prefill", NOBODY.format(type="disagg-profile-handler")),
+                (".deciders.prefill", NOBODY),
                 (".decodeProfile", "is deprecated, and can't stand beside profiles and deciders"),
                 (".decodeProfile", NO_PROFILE),
             ],
@@ -197,10 +197,16 @@ def errors(type_name, parameters):
             "{profileName: zz, sessionIdConfig: {sources: [{attribute: a, producer: nobody}, {}]}}",
             [
                 (".profileName", NO_PROFILE),
-                (".sessionIdConfig.sources[0].producer", NOBODY.format(type="session-affinity-scorer")),
+                (".sessionIdConfig.sources[0].producer", NOBODY),
                 (".sessionIdConfig.sources[1]", "a source is either a header or an attribute"),
             ],
             id="items of a list",
+        ),
+        pytest.param(
+            "topology-affinity-scorer",
+            "{topologyProducerName: nobody}",
+            [(".topologyProducerName", NOBODY)],
+            id="only those that could be meant are named",
         ),
         pytest.param(
             "endpoint-attribute-scorer",

@@ -1,9 +1,11 @@
 """Plugins that ask for other plugins by name."""
 
+from typing import Annotated
+
 import pytest
 
 import epp.plugin
-from epp.plugin import Context, request_key
+from epp.plugin import Context, Decider, refers_to, request_key
 from epp.settings import InvalidConfig, resolve
 from epp.testing import context
 from tests.unit.settings.conftest import HEAD, TYPES, PrefixScorer, registry_of
@@ -106,3 +108,24 @@ def test_the_other_is_used():
 def test_errors(text, expected):
     """A reference that leads nowhere is an error at its place, once."""
     assert errors(text) == expected
+
+
+class Choosing(Asking):
+    """Asks for a decider, by what its class has: `others` are the names."""
+
+    class Parameters(epp.plugin.Parameters):
+        others: tuple[Annotated[str, refers_to(Decider, "decider")], ...] = ()
+
+
+def test_only_those_of_the_kind_are_named():
+    """Whether or not they are made yet; one whose class isn't known may be meant."""
+    text = (
+        "plugins: [{type: choosing, parameters: {others: [decidin]}}, {type: deciding}, {type: queue-scorer}, "
+        "{type: deciding, name: late}, {type: nonsense, name: perhaps}]"
+    )
+    with pytest.raises(InvalidConfig) as caught:
+        resolve(HEAD + text, "f", registry_of(TYPES | {"choosing": Choosing, "deciding": Deciding}), context)
+    assert (
+        'plugins[0].parameters.others[0]: no plugin is called "decidin"; there are: deciding, late, perhaps; '
+        'did you mean "deciding"?'
+    ) in map(str, caught.value.problems)
