@@ -39,6 +39,8 @@ OUTLIER: Final = 8.0
 """An observation counts as at most so many times what was expected, and at least as that part of it."""
 WINDOW: Final = 30.0
 """Seconds over which arrivals and work are averaged."""
+OVERDUE: Final = 0.35
+"""The share of a prompt that is still to be computed at least, until its first byte is heard."""
 _EVERY: Final = 8  # observations between two fits
 
 # Rows of the state, one value a slot.
@@ -271,10 +273,10 @@ class Work:
         self.rows[_LOW, slot] = self._low(slot, float(self.rows[_HIGH, slot]))
 
     def _low(self, slot: int, high: float) -> float:
-        """Where first bytes are heard, only the first in the queue can have been computed in part."""
+        """Where first bytes are heard, only the first in the queue can have been computed, and not all of it."""
         queue = self.queues[slot]
         heard = self.hears and bool(queue) and all(each.streamed for each in queue)
-        return high - queue[0].tokens if heard else 0.0
+        return high - (1.0 - OVERDUE) * queue[0].tokens if heard else 0.0
 
     def wrote(self, slot: int, tokens: float, now: float) -> None:
         """So many tokens are new in its KV cache."""

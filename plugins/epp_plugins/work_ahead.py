@@ -14,8 +14,9 @@ What it does
 
     - `pending`: uncached tokens of the prompts that we have sent there and that aren't computed yet. A pick adds its
       own at once, so that a burst spreads. They are worked off at the rate that is believed in, and are corrected by
-      what is seen: a first byte says which prompts are done, and that all others behind them aren't; where responses
-      don't pass, the engine's count of first tokens does, at each scrape.
+      what is seen: a first byte says which prompts are done, and that all others behind them aren't; however late it
+      is, 0.35 of the prompt at whose turn it is are still to come. Where responses don't pass, the engine's count of
+      first tokens says what is done, at each scrape.
     - `other`: what waits there that isn't ours, such as another replica's: the engine's queue at the last scrape beyond
       what we had there, at our mean size, worked off since: the older the scrape, the less is left of it.
     - `own`: the request's uncached tokens.

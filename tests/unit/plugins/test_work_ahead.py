@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from epp_plugins.engine_work import OVERDUE
 from epp_plugins.work_ahead import WorkAheadScorer
 
 from epp.keys import (
@@ -149,6 +150,18 @@ def test_a_first_byte_tells_what_is_done():
     assert bench.points(5000)[0] > stuck
     first()
     assert bench.learnt["tokens_a_second"] > 0
+
+
+def test_a_prompt_that_is_overdue_is_not_done():
+    """An engine that takes longer than believed isn't idle: about a third of the prompt is still to come."""
+    bench = Bench(2)
+    warm, _ = bench.send(1, 10)
+    warm()
+    first, _ = bench.send(0, 5000)
+    bench.clock.advance(60.0)
+    assert bench.points(5000)[0] == pytest.approx(1.0 / (1.0 + OVERDUE), abs=0.03)
+    first()
+    assert bench.points(5000).max() == bench.points(5000).min()
 
 
 def test_without_responses_the_count_of_first_tokens_tells():
