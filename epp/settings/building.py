@@ -113,7 +113,7 @@ def _leave_out(place: Path, value: Any) -> None:
 
 def place_of(name: str, value: Any) -> Path | None:
     """Where in the parameters the name stands; None if it doesn't."""
-    if value == name:
+    if value == name or (isinstance(value, str) and value.endswith(f"/{name}")):  # an attribute's "NAME/PRODUCER"
         return ()
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for step, inner in items:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from epp.keys import Key
 from epp.settings.instances import Instance, Instances
 from epp.settings.problems import Path, Report, listed, suggestion
+from epp.settings.repair import stands_at
 
 _GIVING = ("producer", "fetcher", "extractor")
 """Kinds of plugins that are added where something that they give is read."""
@@ -60,7 +61,8 @@ def check_named(instances: Instances, report: Report) -> None:
                 what = "not configured" if instances.known(name) else "neither configured nor a known type"
                 hint = suggestion(name, instances.able(*_GIVING))
                 message = f'{instance.title} names the producer "{name}", which is {what}{hint}'
-                report.error((*instance.path, "parameters", *place), message)
+                written = stands_at(instance.raw, place) == name
+                report.error((*instance.path, "parameters", *place) if written else instance.place_of(name), message)
 
 
 def _producers_in(parameters: BaseModel | None) -> Iterator[tuple[Path, str]]:

@@ -188,7 +188,7 @@ def errors(type_name, parameters):
             "{attribute: a/ghost, algorithm: {threshold: {operator: Equal, value: .inf}}}",
             [
                 (".algorithm.threshold.value", "must be a finite number, not Infinity"),
-                (".producer", f'"endpoint-attribute-filter" (plugins[0]) names the producer "ghost", {UNKNOWN}'),
+                (".attribute", f'"endpoint-attribute-filter" (plugins[0]) names the producer "ghost", {UNKNOWN}'),
             ],
             id="a producer by its slash",
         ),
