@@ -45,17 +45,17 @@ _EVERY: Final = 8  # observations between two fits
 
 # Rows of the state, one value a slot.
 (
-    _TOKENS,  # pending at _AT, by dead reckoning
-    _AT,
-    _LOW,  # bounds of what is pending, by what is known to be done
-    _HIGH,
     SPEED,
-    HELD,  # tokens of our prompts in flight
     SEEN,  # the time of the last scrape that has been taken into account
     CAPACITY,  # tokens that its KV cache holds; infinite where that isn't known
     OTHER,  # tokens that wait and aren't ours, at SEEN
     OTHER_STEP,  # seconds that others' running requests add to a step, fading; see `Work.faded`
-    _WRITTEN,  # tokens computed and answered, fading likewise
+    _WRITTEN,  # tokens computed and answered, fading likewise; from here to _MOST_HELD a pick changes all
+    _TOKENS,  # pending at _AT, by dead reckoning
+    _AT,
+    _LOW,  # bounds of what is pending, by what is known to be done
+    _HIGH,
+    HELD,  # tokens of our prompts in flight
     _QUEUED,  # our prompts that aren't known to be done
     _MOST_QUEUED,  # the highest number of them, of our requests and of their tokens since the last scrape
     _MOST_INFLIGHT,
@@ -165,12 +165,15 @@ class Work:
         self.gap = _Fit(GAP, (1.0, 16.0, 50_000.0))
         self.traffic = _Traffic()
         self.rows = np.zeros((_ROWS, 0))
+        self._scored = self.rows[:_SCORED]
+        self.ones = np.zeros(0)  # as many as slots: a product with them is the quickest sum
         self.queues: list[deque[Sent]] = []
         self.sent: dict[int, list[Sent]] = {}  # by the decision's id, until its request has ended
         self.hears = False  # first bytes pass
         self.mean_tokens = self.mean_duration = 0.0
         self.others = False  # whether anything runs or waits that isn't ours
         self._epoch = -inf  # when what fades weighs 1
+        self._faded_at, self._faded = -inf, 1.0  # what it weighs then
         self._noise, self._observed = 0.5, 0  # the variance of log(observed / expected) within one endpoint
         self.hold(capacity - 1)
 
@@ -184,16 +187,17 @@ class Work:
             more = np.zeros((_ROWS, missing))
             more[SPEED], more[SEEN], more[CAPACITY] = 1.0, -inf, inf
             self.rows = np.concatenate([self.rows, more], axis=1)
+            self._scored, self.ones = self.rows[:_SCORED], np.ones(slot + 1)
             self.queues += [deque() for _ in range(missing)]
 
     def of(self, slots: Ints, now: float) -> Floats:
         """The rows that a score is made of, of these slots; shape (_SCORED, n). They hold for this time."""
         self.faded(now)
         try:
-            return self.rows[:_SCORED].take(slots, axis=1)
+            return self._scored.take(slots, axis=1)
         except IndexError:
             self.hold(int(slots.max()))
-            return self.rows[:_SCORED].take(slots, axis=1)
+            return self._scored.take(slots, axis=1)
 
     def forget(self, slot: int) -> None:
         """Another endpoint, or the same without its past."""
@@ -217,27 +221,36 @@ class Work:
 
     def pending_at(self, slot: int, now: float) -> float:
         """The same for one slot."""
-        return self._left(self.rows[: SPEED + 1, slot].tolist(), now)
+        return self._left(self.rows[:_SCORED, slot].tolist(), now)
 
     def _left(self, row: list[float], now: float) -> float:
-        tokens, at, low, high, speed = row[: SPEED + 1]
-        return min(max(tokens - (now - at) / (speed * self.first.rates[1]), low), high)
+        worked_off = (now - row[_AT]) / (row[SPEED] * self.first.rates[1])
+        return min(max(row[_TOKENS] - worked_off, row[_LOW]), row[_HIGH])
 
     def charge(self, sent: Sent, known: float) -> Sent:
         """A request is on its way, of which some endpoint had so many tokens cached; with what is ahead of it."""
-        slot, rows = sent.slot, self.rows
-        self.hold(slot)
+        slot = sent.slot
+        if slot >= len(self.queues):
+            self.hold(slot)
+        weight, rows = self.faded(sent.at), self.rows
         row: list[float] = rows[:, slot].tolist()
         sent.ahead = sent.tokens + self._left(row, sent.at)
         self.mean_tokens += (sent.tokens - self.mean_tokens) / OWN_MEMORY
         self.traffic.add(sent.tokens * self.first.rates[1] * row[SPEED], sent.prompt, known, sent.at)
-        self.wrote(slot, sent.tokens, sent.at)
         self.queues[slot].append(sent)
         high, held, queued = row[_HIGH] + sent.tokens, row[HELD] + sent.prompt, row[_QUEUED] + 1.0
-        rows[_TOKENS : _HIGH + 1, slot] = sent.ahead, sent.at, self._low(slot, high), high
-        rows[HELD, slot] = held
-        most = max(row[_MOST_QUEUED], queued), max(row[_MOST_INFLIGHT], sent.batch + 1.0), max(row[_MOST_HELD], held)
-        rows[_QUEUED : _MOST_HELD + 1, slot] = queued, *most
+        rows[_WRITTEN : _MOST_HELD + 1, slot] = (
+            row[_WRITTEN] + sent.tokens / weight,
+            sent.ahead,
+            sent.at,
+            self._low(slot, high),
+            high,
+            held,
+            queued,
+            max(row[_MOST_QUEUED], queued),
+            max(row[_MOST_INFLIGHT], sent.batch + 1.0),
+            max(row[_MOST_HELD], held),
+        )
         return sent
 
     def computed(self, sent: Sent, now: float) -> None:
@@ -250,12 +263,15 @@ class Work:
 
     def ended(self, sent: Sent) -> None:
         """Its request has ended; others may not be done."""
+        slot, rows = sent.slot, self.rows
         if sent.queued:
-            self.queues[sent.slot].remove(sent)
-            self._drop(sent)
-            self._bound(sent.slot)
-        if sent.slot >= 0:
-            self.rows[HELD, sent.slot] -= sent.prompt
+            sent.queued = False
+            self.queues[slot].remove(sent)
+            high, held, queued = rows[_HIGH : _QUEUED + 1, slot].tolist()
+            high -= sent.tokens
+            rows[_LOW : _QUEUED + 1, slot] = self._low(slot, high), high, held - sent.prompt, queued - 1.0
+        elif slot >= 0:
+            rows[HELD, slot] -= sent.prompt
 
     def first_tokens(self, slot: int, count: int, mean_seconds: float, now: float) -> None:
         """So many requests have had their first token there, after so many seconds on the average: our oldest ones."""
@@ -292,10 +308,12 @@ class Work:
 
         Now and then it does fade them all, and begins with 1 again.
         """
-        if not now - self._epoch < WINDOW:
-            self.rows[OTHER_STEP : _WRITTEN + 1] *= exp((self._epoch - now) / WINDOW)
-            self._epoch = now
-        return exp((self._epoch - now) / WINDOW)
+        if now != self._faded_at:
+            if not now - self._epoch < WINDOW:
+                self.rows[OTHER_STEP : _WRITTEN + 1] *= exp((self._epoch - now) / WINDOW)
+                self._epoch = now
+            self._faded_at, self._faded = now, exp((self._epoch - now) / WINDOW)
+        return self._faded
 
     # --- what the engines say
 

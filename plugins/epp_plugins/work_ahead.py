@@ -134,8 +134,8 @@ class WorkAheadScorer:
         self._answer, self._now = parameters.answer_tokens, context.now
         rate = parameters.prefill_tokens_per_second
         self._work = context.state(rate, lambda: Work(rate, len(context.pool.endpoints)))
-        self._scored: tuple[Request, Ints, Floats] | None = None  # the last one, with its own tokens by slot
-        self._short: Mask | None = None  # where it didn't fit; None for nowhere
+        self._scored: tuple[Request, Ints, Floats, float] | None = None  # the last one: own tokens, most known anywhere
+        self._full: Floats | None = None  # with it, up to FULLEST
         context.pool.watch(self._work)
 
     def score(self, request: Request, c: Candidates) -> Floats:
@@ -171,8 +171,8 @@ class WorkAheadScorer:
         work = self._work
         start, token = work.first.rates
         step, member, read = work.gap.rates
-        own, speed = self._own(request, c), rows[SPEED]
-        pace = speed * token
+        own, least = self._own(request, c)
+        pace = rows[SPEED] * token
         tokens = work.pending(rows, pace, c.now)
         seconds: Floats = c[INFLIGHT_REQUESTS] * (self._answer * member)
         seconds += rows[HELD] * (self._answer * read)
@@ -180,12 +180,14 @@ class WorkAheadScorer:
             tokens += np.maximum(rows[OTHER] - (c.now - rows[SEEN]) / pace, _ZERO)
             seconds += rows[OTHER_STEP] * (self._answer * work.faded(c.now))
         arrivals, busy = work.traffic.rates(c.now)
-        backlog = float(np.add.reduce(tokens)) / len(c) * token
+        backlog = float(tokens.dot(work.ones[: len(c)])) / len(c) * token
         delay = arrivals / len(c) * backlog / (1.0 - min(busy / len(c), BUSIEST))
         tokens += own
-        seconds += speed * start + self._answer * step
-        seconds += np.multiply(tokens, pace, out=pace)
         evicted, room, unknown = self._memory(tokens, rows, c)
+        tokens += start / token
+        tokens *= pace
+        seconds += tokens
+        seconds += self._answer * step
         evicted *= work.traffic.repeated * token
         evicted += delay * token
         evicted *= own
@@ -194,7 +196,7 @@ class WorkAheadScorer:
             seconds += room
         if unknown is not None:
             seconds[unknown] = np.maximum(seconds[unknown], seconds[~unknown].min())
-        self._scored = (request, c.slots, own)
+        self._scored = (request, c.slots, own, request.prompt_tokens - least)
         return seconds
 
     def _memory(self, tokens: Floats, rows: Floats, c: Candidates) -> tuple[Floats, Floats | None, Mask | None]:
@@ -212,7 +214,7 @@ class WorkAheadScorer:
         capacity, usage, unknown = rows[CAPACITY], c[KV_USAGE], None
         full = tokens / capacity
         full += usage
-        self._short, room = None, None
+        room = None
         most = full[full.argmax()]
         if isnan(most):  # argmax finds it first
             unknown, usage = np.isnan(usage), np.fmax(usage, _ZERO)
@@ -220,37 +222,43 @@ class WorkAheadScorer:
             full += usage
             most, unknown = full[full.argmax()], None if unknown.all() else unknown
         if most >= FULLEST:
-            self._short, room = full >= _FULLEST, np.maximum(full - _ONE, _ZERO)
+            room = np.maximum(full - _ONE, _ZERO)
             room *= self._work.mean_duration
             room /= usage if _least(usage) > 0.0 else np.where(usage > 0.0, usage, inf)
             np.minimum(full, _FULLEST, out=full)
-        left = _ONE - full
-        evicted: Floats = np.divide(full, left, out=full)
+        self._full, left = full, _ONE - full
+        evicted: Floats = full / left
         left *= capacity
         written = self._work.written(rows, HORIZON, c.now)
         written /= left
         evicted += np.minimum(written, _MOST_EVICTED, out=written)
         return evicted, room, unknown
 
-    def _own(self, request: Request, c: Candidates) -> Floats:
-        own = np.fmax(c[self._matched], _ZERO)
-        np.subtract(request.prompt_tokens, own, out=own)
-        return np.maximum(own, _ZERO, out=own)
+    def _own(self, request: Request, c: Candidates) -> tuple[Floats, float]:
+        """The request's uncached tokens, shape (n,), and the least of them."""
+        own: Floats = request.prompt_tokens - c[self._matched]
+        least = _least(own)
+        if not least >= 0.0:  # nor NaN
+            own = np.maximum(request.prompt_tokens - np.fmax(c[self._matched], _ZERO), _ZERO)
+            least = _least(own)
+        return own, least
 
     def picked(self, request: Request, decision: Decision, c: Candidates) -> None:
         """Charges the targets of all profiles."""
         work, scored = self._work, self._scored
         inflight = c[INFLIGHT_REQUESTS]
-        ours = scored is not None and scored[0] is request and scored[1] is c.slots
-        own, short = (scored[2], self._short) if scored is not None and ours else (self._own(request, c), None)
+        if scored is not None and scored[0] is request and scored[1] is c.slots:
+            own, known, full = scored[2], scored[3], self._full
+        else:
+            own, least = self._own(request, c)
+            known, full = request.prompt_tokens - least, None
         self._scored = None
         sent = work.sent[id(decision)] = []
         prompt, streamed = request.prompt_tokens, request.body.stream
-        known = prompt - _least(own)
         for slot in {pick.slots[0] for pick in decision.picks.values()}:
             index = c.index(slot)
             tokens, batch = own.item(index), inflight.item(index)
-            fits = short is None or not short[index]
+            fits = full is None or full.item(index) < FULLEST
             sent.append(work.charge(Sent(slot, c.now, tokens, 0.0, batch, prompt, streamed, fits), known))
 
     def first_byte(self, request: Request, decision: Decision, now: float) -> None:
@@ -268,7 +276,7 @@ class WorkAheadScorer:
         """Nothing of it is left."""
         for sent in self._work.sent.pop(id(decision), ()):
             self._work.ended(sent)
-            if sent.slot >= 0:
-                self._work.wrote(sent.slot, outcome.usage.completion_tokens or 0, now)
+            if sent.slot >= 0 and outcome.usage.completion_tokens:
+                self._work.wrote(sent.slot, outcome.usage.completion_tokens, now)
         if outcome.duration is not None:
             self._work.mean_duration += (outcome.duration - self._work.mean_duration) / OWN_MEMORY
