@@ -255,11 +255,14 @@ class Work:
 
     def computed(self, sent: Sent, now: float) -> None:
         """Its prompt is done, and so are those before it: engines take them first come, first served."""
-        queue, slot = self.queues[sent.slot], sent.slot
-        self.rows[_TOKENS, slot], self.rows[_AT, slot] = self.pending_at(slot, now), now
+        queue, slot, rows = self.queues[sent.slot], sent.slot, self.rows
+        rows[_TOKENS, slot], rows[_AT, slot] = self.pending_at(slot, now), now
         while sent.queued:
-            self._drop(queue.popleft())
-        self._bound(slot)
+            done = queue.popleft()
+            done.queued = False
+            rows[_HIGH, slot] -= done.tokens
+            rows[_QUEUED, slot] -= 1.0
+        rows[_LOW, slot] = self._low(slot, float(rows[_HIGH, slot]))
 
     def ended(self, sent: Sent) -> None:
         """Its request has ended; others may not be done."""
@@ -279,14 +282,6 @@ class Work:
         if done:
             self.computed(done[-1], now)
             self.observe(slot, sum(sent.ahead for sent in done) / len(done), mean_seconds)
-
-    def _drop(self, sent: Sent) -> None:
-        sent.queued = False
-        self.rows[_HIGH, sent.slot] -= sent.tokens
-        self.rows[_QUEUED, sent.slot] -= 1.0
-
-    def _bound(self, slot: int) -> None:
-        self.rows[_LOW, slot] = self._low(slot, float(self.rows[_HIGH, slot]))
 
     def _low(self, slot: int, high: float) -> float:
         """Where first bytes are heard, only the first in the queue can have been computed, and not all of it."""
